@@ -1,0 +1,138 @@
+"""The pytest plugin under which the parity tests run.
+
+Loaded with `-p linen2nnx.pytest_plugin`, in development and by `linen2nnx check` alike.
+It runs a test that uses the fixture `nnx_mode` once in graph mode and once in tree mode,
+and writes what happened, as it happens, as one JSON object per line to the file that
+`--linen2nnx-events` names.
+"""
+
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODES = ("graph", "tree")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of this plugin."""
+    group = parser.getgroup("linen2nnx")
+    group.addoption(
+        "--nnx-mode",
+        choices=MODES,
+        help="run the parity tests in this mode only; in both if not given",
+    )
+    group.addoption(
+        "--linen2nnx-events",
+        type=Path,
+        metavar="FILE",
+        help="write what happens to FILE, a JSON object per line",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start writing events if a file was given for them."""
+    if path := config.getoption("--linen2nnx-events"):
+        config.pluginmanager.register(_EventWriter(path))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that uses `nnx_mode` in both modes, or the one asked for."""
+    if "nnx_mode" in metafunc.fixturenames:
+        mode = metafunc.config.getoption("--nnx-mode")
+        modes = [mode] if mode else MODES
+        metafunc.parametrize("nnx_mode", modes, indirect=True)
+
+
+@pytest.fixture
+def nnx_mode(request: pytest.FixtureRequest) -> Iterator[str]:
+    """`graph` or `tree`; the test runs with nnx set to it."""
+    from flax import nnx
+
+    with nnx.set_graph_mode(request.param == "graph"):
+        yield request.param
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Attach the largest difference that the test compared, if it compared any."""
+    from linen2nnx import parity
+
+    with parity.recording() as rows:
+        try:
+            return (yield)
+        finally:
+            if rows:
+                largest = parity.Report(rows).largest_difference
+                item.user_properties.append(("largest difference", largest))
+
+
+def environment() -> dict[str, str]:
+    """Versions and device that a result was measured with."""
+    import jax
+
+    packages = ("flax", "jax", "jaxlib", "numpy", "optax", "linen2nnx")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": f"{device.platform}: {device.device_kind}",
+    }
+
+
+class _EventWriter:
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w", buffering=1)
+
+    def write(self, event: str, **content: Any) -> None:
+        print(json.dumps({"event": event, **content}), file=self.file)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.write("collected", tests=len(session.items), environment=environment())
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.write("error", test=report.nodeid, message=_last_line(report))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.failed:
+            self.write(
+                "test",
+                test=report.nodeid,
+                outcome=report.outcome,
+                message=_message(report),
+                largest_difference=dict(report.user_properties).get(
+                    "largest difference"
+                ),
+            )
+
+    def pytest_warning_recorded(
+        self, warning_message: Any, nodeid: str, location: Any
+    ) -> None:
+        self.write(
+            "warning",
+            test=nodeid,
+            message=f"{warning_message.category.__name__}: {warning_message.message}",
+            where=f"{warning_message.filename}:{warning_message.lineno}",
+        )
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.write("finished", exit_status=int(exitstatus))
+        self.file.close()
+
+
+def _message(report: pytest.TestReport | pytest.CollectReport) -> str | None:
+    """The error of a failed report, with its type."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        return crash.message
+    return str(report.longrepr) if report.failed else None
+
+
+def _last_line(report: pytest.CollectReport) -> str:
+    return (_message(report) or "").strip().splitlines()[-1].removeprefix("E").strip()

@@ -1,0 +1,118 @@
+"""Scale every leaf and keep the original.
+
+Variables are a pytree as they are: one tree map gives new ones, and
+the old ones stay. In nnx the model is split first and merged
+afterwards; `variables` is the state there, the module the graphdef.
+
+Plain dicts (what `init` returns since flax 0.7) map the same way,
+and give plain dicts.
+"""
+
+# --8<-- [start:imports]
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.core import FrozenDict, freeze
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+def create_model(features: int) -> nn.Dense:
+    return nn.Dense(features)
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:edit]
+def scale_state(variables: FrozenDict, scale: float) -> FrozenDict:
+    return jax.tree.map(lambda leaf: leaf * scale, variables)
+
+
+# --8<-- [end:edit]
+
+
+# --8<-- [start:cast]
+def cast_to_bfloat16(variables: FrozenDict) -> FrozenDict:
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16), variables
+    )
+
+
+# --8<-- [end:cast]
+
+
+# --8<-- [start:noise]
+def add_noise(
+    variables: FrozenDict, seed: int, stddev: float
+) -> FrozenDict:
+    leaves, treedef = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [
+        leaf
+        + stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for key, leaf in zip(keys, leaves)  # (1)!
+    ]
+    return jax.tree.unflatten(treedef, noisy)
+
+
+# --8<-- [end:noise]
+
+
+# --8<-- [start:in_place]
+def scale_params(variables: FrozenDict, scale: float) -> FrozenDict:
+    params = jax.tree.map(lambda p: p * scale, variables["params"])
+    return freeze({**variables, "params": params})  # (1)!
+
+
+# --8<-- [end:in_place]
+
+
+# --8<-- [start:optax]
+def scale_by_sgd(variables: FrozenDict, scale: float) -> FrozenDict:
+    params = variables["params"]
+    optimizer = optax.sgd(1 - scale)
+    gradients = params  # of half |p|^2
+    updates, _ = optimizer.update(gradients, optimizer.init(params))
+    params = optax.apply_updates(params, updates)  # (1)!
+    return freeze({**variables, "params": params})
+
+
+# --8<-- [end:optax]
+
+
+def pure_state_update(
+    seed, x, features, scale, *, variables=None
+) -> Float[Array, "features"]:
+    """Apply one linear layer whose leaves are all scaled.
+
+    Args:
+        seed: whole number; seeds the layer.
+        x: input, numeric, shape (din,).
+        features: whole number from 1; size of the output.
+        scale: finite number; the factor of every leaf.
+        variables: {"params": {"kernel", "bias"}} to start from.
+
+    Returns:
+        The output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    features = arguments.size("features", features)
+    scale = arguments.number("scale", scale)
+    model = create_model(features)
+    variables = arguments.starting_variables(
+        "variables", variables, model, seed, x
+    )
+    return model.apply(scale_state(variables, scale), x)
+
+
+if __name__ == "__main__":
+    print(pure_state_update(0, jnp.arange(3.0), 2, 0.5))

@@ -1,0 +1,87 @@
+"""Replace the kernel of a layer.
+
+Variables are immutable: the edit builds new ones, naming the path
+to the kernel and spreading every other leaf. In nnx it is one
+assignment: `variables["params"]["kernel"]` is `model.kernel`.
+
+Plain dicts (what `init` returns since flax 0.7) spread the same
+way without `freeze`; nothing then stops an in-place edit.
+"""
+
+# --8<-- [start:imports]
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict, freeze
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+def create_model(features: int) -> nn.Dense:
+    return nn.Dense(features)  # (1)!
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:edit]
+def set_kernel(variables: FrozenDict, value: float) -> FrozenDict:
+    params = variables["params"]
+    kernel = jnp.full_like(params["kernel"], value)
+    return freeze(
+        {
+            **variables,
+            "params": {**params, "kernel": kernel},
+        }  # (1)!
+    )
+
+
+# --8<-- [end:edit]
+
+
+# --8<-- [start:copy]
+def copy_kernel(
+    donor: FrozenDict, variables: FrozenDict
+) -> FrozenDict:
+    kernel = donor["params"]["kernel"]  # (1)!
+    params = {**variables["params"], "kernel": kernel}
+    return freeze({**variables, "params": params})
+
+
+# --8<-- [end:copy]
+
+
+def replace_kernel(
+    seed, x, features, replacement_value, *, variables=None
+) -> Float[Array, "features"]:
+    """Apply a linear layer whose kernel is one value.
+
+    Args:
+        seed: whole number; seeds the layer.
+        x: input, numeric, shape (din,).
+        features: whole number from 1; size of the output.
+        replacement_value: finite number; every kernel entry.
+        variables: {"params": {"kernel", "bias"}} to start from.
+
+    Returns:
+        The output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    features = arguments.size("features", features)
+    value = arguments.number("replacement_value", replacement_value)
+    model = create_model(features)
+    variables = arguments.starting_variables(
+        "variables", variables, model, seed, x
+    )
+    return model.apply(set_kernel(variables, value), x)
+
+
+if __name__ == "__main__":
+    print(replace_kernel(0, jnp.arange(3.0), 2, 0.5))

@@ -1,0 +1,134 @@
+"""Start a deeper model from a trained shallow one.
+
+The big model's params take over the small one's by key. In nnx
+each layer's kernel and bias are assigned; the Linen key `layers_2`
+is the nnx path `layers/2`.
+
+Plain dicts (what `init` returns since flax 0.7) spread the same
+way without `freeze`; nothing then stops an in-place edit.
+"""
+
+# --8<-- [start:imports]
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict, freeze
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+class MLP(nn.Module):
+    num_layers: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+        for i in range(self.num_layers):
+            x = nn.Dense(self.features, name=f"layers_{i}")(x)
+        return x
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:edit]
+def copy_layers(small: FrozenDict, big: FrozenDict) -> FrozenDict:
+    params = {**big["params"], **small["params"]}  # (1)!
+    return freeze({**big, "params": params})
+
+
+# --8<-- [end:edit]
+
+
+# --8<-- [start:identity]
+def grow_by_identity(
+    small: FrozenDict, big: FrozenDict
+) -> FrozenDict:
+    params = dict(copy_layers(small, big)["params"])
+    for name in params.keys() - small["params"].keys():
+        layer = jax.tree.map(jnp.zeros_like, params[name])
+        width, dtype = len(layer["bias"]), layer["bias"].dtype
+        eye = jnp.eye(width, dtype=dtype)
+        params[name] = {**layer, "kernel": eye}  # (1)!
+    return freeze({**big, "params": params})
+
+
+# --8<-- [end:identity]
+
+
+# --8<-- [start:residual]
+class ResidualMLP(nn.Module):
+    num_layers: int
+    num_blocks: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+        for i in range(self.num_layers):
+            x = nn.Dense(self.features, name=f"layers_{i}")(x)
+        for i in range(self.num_blocks):
+            branch = nn.Dense(self.features, name=f"blocks_{i}")
+            x = x + branch(nn.relu(x))
+        return x
+
+
+def grow_by_residual(
+    small: FrozenDict, big: FrozenDict
+) -> FrozenDict:
+    params = dict(copy_layers(small, big)["params"])
+    for name in params.keys() - small["params"].keys():
+        params[name] = jax.tree.map(jnp.zeros_like, params[name])
+    return freeze({**big, "params": params})  # (1)!
+
+
+# --8<-- [end:residual]
+
+
+def add_layer_warm_start(
+    seed,
+    x,
+    num_old_layers,
+    num_extra_layers,
+    features,
+    *,
+    small_variables=None,
+    big_variables=None,
+) -> Float[Array, "features"]:
+    """Apply a deep linear MLP started from a shallow one.
+
+    Args:
+        seed: whole number; seeds the small MLP, + 1000 the big.
+        x: input, numeric, shape (din,).
+        num_old_layers: whole number from 1; the small MLP's.
+        num_extra_layers: whole number from 0; the big adds.
+        features: whole number from 1; width of every layer.
+        small_variables: params `layers_0`, ... of the small MLP.
+        big_variables: the same of the big MLP.
+
+    Returns:
+        The big MLP's output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    old = arguments.size("num_old_layers", num_old_layers)
+    extra = arguments.count("num_extra_layers", num_extra_layers)
+    features = arguments.size("features", features)
+    small = MLP(old, features)
+    big = MLP(old + extra, features)
+    small_variables = arguments.starting_variables(
+        "small_variables", small_variables, small, seed, x
+    )
+    big_variables = arguments.starting_variables(
+        "big_variables", big_variables, big, seed + 1000, x
+    )
+    return big.apply(copy_layers(small_variables, big_variables), x)
+
+
+if __name__ == "__main__":
+    print(add_layer_warm_start(0, jnp.arange(3.0), 2, 1, 2))

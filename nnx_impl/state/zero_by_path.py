@@ -1,0 +1,84 @@
+"""Zero every leaf whose path names `kernel`.
+
+Split the model into its graphdef and its state, map over the state
+with the path, and merge both into a new model. In Linen the
+variables are mapped as they are. A path is `("kernel", ".value")`
+here, `("params", "kernel")` there.
+"""
+
+# --8<-- [start:imports]
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+def create_model(
+    din: int, features: int, *, rngs: nnx.Rngs
+) -> nnx.Linear:
+    return nnx.Linear(din, features, rngs=rngs)
+
+
+def set_bias_to_ones(model: nnx.Linear) -> None:
+    model.bias = nnx.Param(jnp.ones_like(model.bias[...]))
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:edit]
+def zero_kernels(model: nnx.Module) -> nnx.Module:
+    def zero_kernel(path, leaf):
+        names = [getattr(key, "key", None) for key in path]  # (1)!
+        return jnp.zeros_like(leaf) if "kernel" in names else leaf
+
+    graphdef, state = nnx.split(model)
+    state = jax.tree_util.tree_map_with_path(zero_kernel, state)
+    return nnx.merge(graphdef, state)
+
+
+# --8<-- [end:edit]
+
+
+# --8<-- [start:by_type]
+def zero_params(model: nnx.Module) -> nnx.Module:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(jnp.zeros_like, params)
+    return nnx.merge(graphdef, params, rest, copy=True)  # (1)!
+
+
+# --8<-- [end:by_type]
+
+
+def state_zero_kernel(
+    seed, x, features
+) -> Float[Array, "features"]:
+    """Apply a linear layer, bias ones, with its kernel zeroed.
+
+    Args:
+        seed: whole number; seeds the layer.
+        x: input, numeric, shape (din,).
+        features: whole number from 1; size of the output.
+
+    Returns:
+        The output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    features = arguments.size("features", features)
+    model = create_model(
+        x.shape[0], features, rngs=nnx.Rngs(int(seed))
+    )
+    set_bias_to_ones(model)
+    return zero_kernels(model)(x)
+
+
+if __name__ == "__main__":
+    print(state_zero_kernel(0, jnp.arange(3.0), 2))

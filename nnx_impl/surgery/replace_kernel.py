@@ -1,0 +1,73 @@
+"""Replace the kernel of a layer.
+
+A model is a Python object and its kernel an attribute: the edit is
+one assignment, and nothing else has to be carried over. In Linen,
+`model.kernel` is `variables["params"]["kernel"]`.
+"""
+
+# --8<-- [start:imports]
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+def create_model(
+    din: int, features: int, *, rngs: nnx.Rngs
+) -> nnx.Linear:
+    return nnx.Linear(din, features, rngs=rngs)  # (1)!
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:edit]
+def set_kernel(model: nnx.Linear, value: float) -> None:
+    kernel = jnp.full_like(model.kernel[...], value)
+    model.kernel = nnx.Param(kernel)  # (1)!
+
+
+# --8<-- [end:edit]
+
+
+# --8<-- [start:copy]
+def copy_kernel(donor: nnx.Linear, model: nnx.Linear) -> None:
+    model.kernel = nnx.Param(donor.kernel[...])  # (1)!
+
+
+# --8<-- [end:copy]
+
+
+def replace_kernel(
+    seed, x, features, replacement_value
+) -> Float[Array, "features"]:
+    """Apply a linear layer whose kernel is one value.
+
+    Args:
+        seed: whole number; seeds the layer.
+        x: input, numeric, shape (din,).
+        features: whole number from 1; size of the output.
+        replacement_value: finite number; every kernel entry.
+
+    Returns:
+        The output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    features = arguments.size("features", features)
+    value = arguments.number("replacement_value", replacement_value)
+    model = create_model(
+        x.shape[0], features, rngs=nnx.Rngs(int(seed))
+    )
+    set_kernel(model, value)
+    return model(x)
+
+
+if __name__ == "__main__":
+    print(replace_kernel(0, jnp.arange(3.0), 2, 0.5))

@@ -1,0 +1,135 @@
+"""Start a deeper model from a trained shallow one.
+
+Each old layer's kernel and bias are assigned to the big model's
+layer of the same index. In Linen the params take them over by key:
+the nnx path `layers/2` is the Linen key `layers_2`.
+"""
+
+# --8<-- [start:imports]
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+class MLP(nnx.Module):
+    def __init__(
+        self,
+        din: int,
+        num_layers: int,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = [din] + [features] * num_layers
+        self.layers = nnx.List(
+            nnx.Linear(widths[i], features, rngs=rngs)
+            for i in range(num_layers)
+        )
+
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:edit]
+def copy_layers(small: MLP, big: nnx.Module) -> None:
+    for i, layer in enumerate(small.layers):
+        big.layers[i].kernel = nnx.Param(layer.kernel[...])  # (1)!
+        big.layers[i].bias = nnx.Param(layer.bias[...])
+
+
+# --8<-- [end:edit]
+
+
+# --8<-- [start:identity]
+def grow_by_identity(small: MLP, big: MLP) -> None:
+    copy_layers(small, big)
+    for layer in big.layers[len(small.layers) :]:
+        bias = layer.bias[...]
+        kernel = jnp.eye(len(bias), dtype=bias.dtype)  # (1)!
+        layer.kernel = nnx.Param(kernel)
+        layer.bias = nnx.Param(jnp.zeros_like(bias))
+
+
+# --8<-- [end:identity]
+
+
+# --8<-- [start:residual]
+class ResidualMLP(nnx.Module):
+    def __init__(
+        self,
+        din: int,
+        num_layers: int,
+        num_blocks: int,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        mlp = MLP(din, num_layers, features, rngs=rngs)
+        self.layers = mlp.layers
+        self.blocks = nnx.List(
+            nnx.Linear(features, features, rngs=rngs)
+            for _ in range(num_blocks)
+        )
+
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+        for layer in self.layers:
+            x = layer(x)
+        for branch in self.blocks:
+            x = x + branch(nnx.relu(x))
+        return x
+
+
+def grow_by_residual(small: MLP, big: ResidualMLP) -> None:
+    copy_layers(small, big)
+    for branch in big.blocks:
+        kernel, bias = branch.kernel[...], branch.bias[...]
+        branch.kernel = nnx.Param(jnp.zeros_like(kernel))
+        branch.bias = nnx.Param(jnp.zeros_like(bias))  # (1)!
+
+
+# --8<-- [end:residual]
+
+
+def add_layer_warm_start(
+    seed, x, num_old_layers, num_extra_layers, features
+) -> Float[Array, "features"]:
+    """Apply a deep linear MLP started from a shallow one.
+
+    Args:
+        seed: whole number; seeds the small MLP, + 1000 the big.
+        x: input, numeric, shape (din,).
+        num_old_layers: whole number from 1; the small MLP's.
+        num_extra_layers: whole number from 0; the big adds.
+        features: whole number from 1; width of every layer.
+
+    Returns:
+        The big MLP's output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    old = arguments.size("num_old_layers", num_old_layers)
+    extra = arguments.count("num_extra_layers", num_extra_layers)
+    features = arguments.size("features", features)
+    din = x.shape[0]
+    small = MLP(din, old, features, rngs=nnx.Rngs(int(seed)))
+    big = MLP(
+        din, old + extra, features, rngs=nnx.Rngs(int(seed) + 1000)
+    )
+    copy_layers(small, big)
+    return big(x)
+
+
+if __name__ == "__main__":
+    print(add_layer_warm_start(0, jnp.arange(3.0), 2, 1, 2))

@@ -1,0 +1,188 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import freeze
+
+from linen2nnx import mapping, parity
+from linen_impl.state import pure_update as linen
+from nnx_impl.state import pure_update as nnx_side
+from parity_tests.entry_inputs import entry_inputs
+
+CASES = [  # din, features, seed, dtype, jit
+    (1, 1, 0, jnp.float32, False),
+    (3, 3, 1, jnp.float32, True),
+    (33, 2, 2, jnp.bfloat16, False),
+    (2, 33, 3, jnp.bfloat16, True),
+]
+EVERY_LEAF = {  # the edits of all leaves, by name of the idiom
+    "scale_state": (-1.5,),
+    "cast_to_bfloat16": (),
+    "add_noise": (5, 0.1),
+}
+PARAMS_ONLY = {"scale_params": (-1.5,), "scale_by_sgd": (0.9,)}
+
+
+def create_model(din, features, seed=0):
+    return nnx_side.create_model(din, features, rngs=nnx.Rngs(seed))
+
+
+def random_pair(module, create, din, seed=0, dtype=jnp.float32):
+    """Variables and model, with the same random values in every leaf, and x."""
+    variables, model = parity.random_pair(
+        freeze(jax.eval_shape(module.init, jax.random.key(0), jnp.ones(din))),
+        nnx.eval_shape(create),
+        seed=seed,
+        dtype=dtype,
+    )
+    return variables, model, jax.random.normal(jax.random.key(seed), (din,), dtype)
+
+
+def pair(din, features, seed=0, dtype=jnp.float32):
+    module = linen.create_model(features)
+    return module, *random_pair(
+        module, lambda: create_model(din, features), din, seed, dtype
+    )
+
+
+def norm_pair():
+    """A layer with two collections: scale and bias are params, mean and var are not."""
+    module = nn.BatchNorm(use_running_average=True)
+
+    def create():
+        return nnx.BatchNorm(4, use_running_average=True, rngs=nnx.Rngs(0))
+
+    return module, *random_pair(module, create, 4)
+
+
+def edit(name, arguments, changes):
+    return parity.Edit(
+        linen=lambda variables: getattr(linen, name)(variables, *arguments),
+        nnx=lambda model: getattr(nnx_side, name)(model, *arguments),
+        changes=changes,
+    )
+
+
+@pytest.mark.parametrize("name", EVERY_LEAF)
+@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
+def test_every_leaf(name, din, features, seed, dtype, jit):
+    if name == "cast_to_bfloat16":  # from float32, and called with bfloat16
+        dtype = jnp.float32
+    module, variables, model, x = pair(din, features, seed, dtype)
+    if name == "cast_to_bfloat16":
+        x = x.astype(jnp.bfloat16)
+    change = edit(name, EVERY_LEAF[name], ["params"])
+    parity.assert_parity(module, variables, model, x, edit=change, jit=jit)
+
+
+@pytest.mark.parametrize("name", PARAMS_ONLY)
+@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
+def test_params_only(name, din, features, seed, dtype, jit):
+    module, variables, model, x = pair(din, features, seed, dtype)
+    change = edit(name, PARAMS_ONLY[name], ["params"])
+    parity.assert_parity(module, variables, model, x, edit=change, jit=jit)
+
+
+@pytest.mark.parametrize("name", PARAMS_ONLY)
+@pytest.mark.parametrize("jit", [False, True])
+def test_params_only_leaves_the_statistics(name, jit):
+    module, variables, model, x = norm_pair()
+    change = edit(name, PARAMS_ONLY[name], ["params"])
+    parity.assert_parity(module, variables, model, x, edit=change, jit=jit)
+
+
+def test_the_noise_is_seeded_and_of_the_given_size():
+    _, variables, _, _ = pair(33, 33)
+    moved = [
+        jax.tree.map(jnp.subtract, linen.add_noise(variables, seed, 0.1), variables)
+        for seed in (1, 1, 2)
+    ]
+    kernels = [np.asarray(tree["params"]["kernel"]) for tree in moved]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    np.testing.assert_allclose(kernels[0].std(), 0.1, rtol=0.1)  # of 1,089 draws
+    assert not np.array_equal(kernels[0][0], moved[0]["params"]["bias"])
+
+
+def test_pure_state_update(nnx_mode):
+    for rng, seed, x, features in entry_inputs(nnx_mode):
+        scale = rng.choice([float, np.float32, np.float64])(rng.standard_normal())
+        model = create_model(len(x), int(features), int(seed))
+        module = linen.create_model(int(features))
+        target = jax.eval_shape(module.init, jax.random.key(0), jnp.ones(len(x)))
+        variables = mapping.to_linen(model, target)
+
+        output = nnx_side.pure_state_update(seed, x, features, scale)
+
+        parity.assert_equal(
+            linen.pure_state_update(seed, x, features, scale, variables=variables),
+            output,
+        )
+        kernel, bias = (leaf[...] * float(scale) for leaf in (model.kernel, model.bias))
+        parity.assert_equal(jnp.dot(jnp.asarray(x, jnp.float32), kernel) + bias, output)
+
+
+def test_linen_entry_from_its_own_seed():
+    x = jnp.arange(3.0)
+    variables = linen.create_model(2).init(jax.random.key(7), x)
+    scaled = jax.tree.map(lambda leaf: leaf * 0.5, variables)
+    expected = linen.create_model(2).apply(scaled, x)
+    parity.assert_equal(expected, linen.pure_state_update(7, x, 2, 0.5))
+
+
+def test_pitfall_merging_the_unmapped_state_shares_the_variables():
+    _, _, model, _ = pair(3, 2)
+    graphdef, state = nnx.split(model)
+    shared = nnx.merge(graphdef, state)
+    shared.kernel[...] = jnp.zeros((3, 2))
+    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((3, 2)))
+    copied = nnx.merge(graphdef, state, copy=True)
+    copied.kernel[...] = jnp.ones((3, 2))
+    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((3, 2)))
+
+
+def test_pitfall_rng_keys_are_in_the_state():
+    """Scale the `nnx.Param`s, not all state: a key cannot be multiplied."""
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="does not accept dtypes key<fry>"):
+        nnx_side.scale_state(dropout, 0.5)
+    nnx_side.scale_params(dropout, 0.5)
+
+
+def test_pitfall_the_same_noise_goes_to_other_leaves_past_ten_layers():
+    """One key per leaf, in the order of the leaves: the orders are not the same."""
+    ours = {f"layers_{i}": jnp.zeros(()) for i in range(12)}
+    theirs = nnx.List([nnx.Param(jnp.zeros(())) for _ in range(12)])
+    ours, theirs = (
+        linen.add_noise(freeze(ours), 0, 1.0),
+        nnx_side.add_noise(theirs, 0, 1.0),
+    )
+    same = [bool(ours[f"layers_{i}"] == theirs[i][...]) for i in range(12)]
+    assert same == [True, True] + [False] * 10
+
+
+def test_pitfall_update_checks_neither_shape_nor_name():
+    _, _, model, _ = pair(3, 2)
+    nnx.update(model, {"kernel": jnp.zeros((7, 7)), "kernal": nnx.Param(jnp.zeros(2))})
+    assert model.kernel.shape == (7, 7)
+    assert model.kernal.shape == (2,)
+
+
+def test_pitfall_a_numpy_scalar_widens_bfloat16():
+    leaf = jnp.ones(2, jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        assert (leaf * 0.5).dtype == jnp.bfloat16
+        assert (leaf * np.float32(0.5)).dtype == jnp.float32
+
+
+def test_pitfall_an_sgd_step_rounds_twice():
+    """`p - (1 - scale) p` is `scale p` up to rounding only: do not mix the two idioms."""
+    _, variables, _, _ = pair(33, 33)
+    scaled = linen.scale_params(variables, 0.9)["params"]["kernel"]
+    stepped = linen.scale_by_sgd(variables, 0.9)["params"]["kernel"]
+    assert not np.array_equal(scaled, stepped)
+    np.testing.assert_allclose(
+        scaled, stepped, rtol=3e-7
+    )  # three units in the last place

@@ -1,0 +1,170 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import freeze
+
+from linen2nnx import mapping, parity
+from linen_impl.state import zero_by_path as linen
+from nnx_impl.state import zero_by_path as nnx_side
+from parity_tests.entry_inputs import entry_inputs
+
+CASES = [  # din, features, seed, dtype, jit
+    (1, 1, 0, jnp.float32, False),
+    (3, 3, 1, jnp.float32, True),
+    (33, 2, 2, jnp.bfloat16, False),
+    (2, 33, 3, jnp.bfloat16, True),
+]
+
+
+def create_model(din, features, seed=0):
+    return nnx_side.create_model(din, features, rngs=nnx.Rngs(seed))
+
+
+def random_pair(module, create, din, seed=0, dtype=jnp.float32):
+    """Variables and model, with the same random values in every leaf, and x."""
+    variables, model = parity.random_pair(
+        freeze(jax.eval_shape(module.init, jax.random.key(0), jnp.ones(din))),
+        nnx.eval_shape(create),
+        seed=seed,
+        dtype=dtype,
+    )
+    return variables, model, jax.random.normal(jax.random.key(seed), (din,), dtype)
+
+
+def pair(din, features, seed=0, dtype=jnp.float32):
+    module = linen.create_model(features)
+    return module, *random_pair(
+        module, lambda: create_model(din, features), din, seed, dtype
+    )
+
+
+class LinenBlock(nn.Module):
+    """Two collections, and kernels below the top level."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(2):
+            x = nn.Dense(self.features, name=f"layers_{i}")(x)
+        return nn.BatchNorm(use_running_average=True, name="norm")(x)
+
+
+class NNXBlock(nnx.Module):
+    def __init__(self, din, features):
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List(
+            nnx.Linear(width, features, rngs=rngs) for width in (din, features)
+        )
+        self.norm = nnx.BatchNorm(features, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+def block_pair(seed=0):
+    module = LinenBlock(3)
+    return module, *random_pair(module, lambda: NNXBlock(4, 3), 4, seed)
+
+
+@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
+def test_zero_kernels(din, features, seed, dtype, jit):
+    module, variables, model, x = pair(din, features, seed, dtype)
+    edit = parity.Edit(linen.zero_kernels, nnx_side.zero_kernels, ["params/kernel"])
+    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_zero_kernels_of_a_nested_model(jit):
+    module, variables, model, x = block_pair()
+    edit = parity.Edit(
+        linen.zero_kernels,
+        nnx_side.zero_kernels,
+        ["params/layers_0/kernel", "params/layers_1/kernel"],
+    )
+    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+
+
+@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
+def test_set_bias_to_ones(din, features, seed, dtype, jit):
+    module, variables, model, x = pair(din, features, seed, dtype)
+    edit = parity.Edit(
+        linen.set_bias_to_ones, nnx_side.set_bias_to_ones, ["params/bias"]
+    )
+    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_zero_params(jit):
+    """Chosen by type: the statistics are no `nnx.Param`, whatever they are called."""
+    module, variables, model, x = block_pair()
+    edit = parity.Edit(linen.zero_params, nnx_side.zero_params, ["params"])
+    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+
+
+def test_zero_params_shares_no_variable_with_the_original():
+    _, _, model, _ = block_pair()
+    new = nnx_side.zero_params(model)
+    new.norm.mean[...] = jnp.zeros(3)
+    assert np.all(model.norm.mean[...] > 0)
+
+
+def test_state_zero_kernel(nnx_mode):
+    for _, seed, x, features in entry_inputs(nnx_mode):
+        model = create_model(len(x), int(features), int(seed))
+        module = linen.create_model(int(features))
+        target = jax.eval_shape(module.init, jax.random.key(0), jnp.ones(len(x)))
+        variables = mapping.to_linen(model, target)
+
+        output = nnx_side.state_zero_kernel(seed, x, features)
+
+        parity.assert_equal(
+            linen.state_zero_kernel(seed, x, features, variables=variables), output
+        )
+        kernel = jnp.zeros_like(model.kernel[...])
+        bias = jnp.ones_like(model.bias[...])
+        parity.assert_equal(jnp.dot(jnp.asarray(x, jnp.float32), kernel) + bias, output)
+
+
+def test_linen_entry_from_its_own_seed():
+    output = linen.state_zero_kernel(7, np.arange(3.0), 2)
+    np.testing.assert_array_equal(output, [1, 1])
+
+
+def test_pitfall_a_map_without_the_path_zeroes_the_bias_too():
+    _, variables, model, _ = pair(3, 2)
+    state = jax.tree.map(jnp.zeros_like, nnx.state(model))
+    assert not np.any(state["bias"])
+    assert not np.any(jax.tree.map(jnp.zeros_like, variables)["params"]["bias"])
+
+
+def test_pitfall_the_last_key_of_an_nnx_path_is_value():
+    """`path[-1]` is the leaf's name in Linen, and `.value` of the Variable in nnx."""
+    _, variables, model, _ = pair(3, 2)
+    keystr = jax.tree_util.keystr
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(model))]
+    assert [keystr(path) for path in paths] == ["['bias'].value", "['kernel'].value"]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    assert [keystr(path[-1:]) for path in paths] == ["['bias']", "['kernel']"]
+
+
+def test_pitfall_a_state_cannot_be_called():
+    _, _, model, x = pair(3, 2)
+    graphdef, state = nnx.split(model)
+    with pytest.raises(TypeError, match="'State' object is not callable"):
+        state(x)
+    np.testing.assert_array_equal(nnx.merge(graphdef, state)(x), model(x))
+
+
+def test_pitfall_merging_an_unmapped_part_shares_its_variables():
+    """Only the mapped part of a split is new; `copy=True` makes the rest new as well."""
+    _, _, model, _ = block_pair()
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(jnp.zeros_like, params)
+    assert nnx.merge(graphdef, params, rest).norm.mean is model.norm.mean
+    assert nnx.merge(graphdef, params, rest, copy=True).norm.mean is not model.norm.mean

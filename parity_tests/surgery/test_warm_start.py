@@ -1,0 +1,246 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import freeze
+
+from linen2nnx import mapping, parity
+from linen_impl.surgery import warm_start as linen
+from nnx_impl.surgery import warm_start as nnx_side
+from parity_tests.entry_inputs import entry_inputs, in_any_form
+
+CASES = [  # din, num_old, num_extra, features, seed, dtype, jit
+    (1, 1, 1, 1, 0, jnp.float32, False),
+    (3, 2, 1, 3, 1, jnp.float32, True),
+    (33, 2, 3, 2, 2, jnp.bfloat16, False),
+    (2, 10, 2, 33, 3, jnp.float32, False),
+    (5, 1, 10, 5, 4, jnp.bfloat16, True),
+]
+
+
+def create_model(din, num_layers, features, seed=0):
+    return nnx_side.MLP(din, num_layers, features, rngs=nnx.Rngs(seed))
+
+
+class Pair:
+    """A small and a big model on both sides, random in every leaf, and an input.
+
+    Small and big are edited and compared as one, so that the small one is compared too.
+    """
+
+    def __init__(self, module, create, small, features, din, seed, dtype):
+        x = jnp.ones(din)
+        self.module, self.x = (
+            module,
+            jax.random.normal(jax.random.key(seed), (din,), dtype),
+        )
+        key = jax.random.key(0)
+        target = {
+            "small": jax.eval_shape(linen.MLP(small, features).init, key, x)["params"],
+            "big": jax.eval_shape(module.init, key, x)["params"],
+        }
+        self.variables, self.model = parity.random_pair(
+            {"params": target},
+            nnx.eval_shape(
+                lambda: nnx.Dict(small=create_model(din, small, features), big=create())
+            ),
+            seed=seed,
+            dtype=dtype,
+        )
+
+    def side(self, name):
+        return freeze({"params": self.variables["params"][name]})
+
+    def assert_parity(self, linen_edit, nnx_edit, changes, jit):
+        def edit_linen(both):
+            small, big = ({"params": both["params"][name]} for name in ("small", "big"))
+            edited = linen_edit(freeze(small), freeze(big))
+            return {"params": {**both["params"], "big": edited["params"].unfreeze()}}
+
+        parity.assert_parity(
+            lambda both, x: self.module.apply({"params": both["params"]["big"]}, x),
+            self.variables,
+            self.model,
+            self.x,
+            call=lambda both, x: both.big(x),
+            edit=parity.Edit(
+                linen=edit_linen,
+                nnx=lambda both: nnx_edit(both.small, both.big),
+                changes=[f"params/big/{name}" for name in changes],
+            ),
+            jit=jit,
+        )
+
+
+def pair(din, small, extra, features, seed=0, dtype=jnp.float32):
+    return Pair(
+        linen.MLP(small + extra, features),
+        lambda: create_model(din, small + extra, features),
+        small,
+        features,
+        din,
+        seed,
+        dtype,
+    )
+
+
+def residual_pair(din, small, blocks, features, seed=0, dtype=jnp.float32):
+    return Pair(
+        linen.ResidualMLP(small, blocks, features),
+        lambda: nnx_side.ResidualMLP(din, small, blocks, features, rngs=nnx.Rngs(0)),
+        small,
+        features,
+        din,
+        seed,
+        dtype,
+    )
+
+
+def layer_names(stop):
+    return [f"layers_{i}" for i in range(stop)]
+
+
+@pytest.mark.parametrize(
+    ("din", "small", "extra", "features", "seed", "dtype", "jit"), CASES
+)
+def test_copy_layers(din, small, extra, features, seed, dtype, jit):
+    both = pair(din, small, extra, features, seed, dtype)
+    both.assert_parity(linen.copy_layers, nnx_side.copy_layers, layer_names(small), jit)
+
+
+@pytest.mark.parametrize(
+    ("din", "small", "extra", "features", "seed", "dtype", "jit"), CASES
+)
+def test_grow_by_identity(din, small, extra, features, seed, dtype, jit):
+    both = pair(din, small, extra, features, seed, dtype)
+    both.assert_parity(
+        linen.grow_by_identity,
+        nnx_side.grow_by_identity,
+        layer_names(small + extra),
+        jit,
+    )
+    nnx_side.grow_by_identity(both.model.small, both.model.big)
+    parity.assert_equal(both.model.small(both.x), both.model.big(both.x))
+    small_variables = both.side("small")
+    grown = linen.grow_by_identity(small_variables, both.side("big"))
+    parity.assert_equal(
+        linen.MLP(small, features).apply(small_variables, both.x),
+        both.module.apply(grown, both.x),
+    )
+
+
+@pytest.mark.parametrize(
+    ("din", "small", "blocks", "features", "seed", "dtype", "jit"), CASES
+)
+def test_grow_by_residual(din, small, blocks, features, seed, dtype, jit):
+    both = residual_pair(din, small, blocks, features, seed, dtype)
+    changes = layer_names(small) + [f"blocks_{i}" for i in range(blocks)]
+    both.assert_parity(linen.grow_by_residual, nnx_side.grow_by_residual, changes, jit)
+    nnx_side.grow_by_residual(both.model.small, both.model.big)
+    parity.assert_equal(both.model.small(both.x), both.model.big(both.x))
+    small_variables = both.side("small")
+    grown = linen.grow_by_residual(small_variables, both.side("big"))
+    parity.assert_equal(
+        linen.MLP(small, features).apply(small_variables, both.x),
+        both.module.apply(grown, both.x),
+    )
+
+
+def test_residual_model_before_it_is_grown():
+    """Zero branches hide the blocks: compare the model also with random ones."""
+    both = residual_pair(3, 2, 2, 5)
+    parity.assert_parity(both.module, both.side("big"), both.model.big, both.x)
+
+
+def test_add_layer_warm_start(nnx_mode):
+    for rng, seed, x, features in entry_inputs(nnx_mode):
+        num_old, num_extra = rng.integers(1, 9), rng.integers(0, 5)
+        arguments = (
+            seed,
+            x,
+            in_any_form(rng, num_old),
+            in_any_form(rng, num_extra),
+            features,
+        )
+        din, width, old, new = len(x), int(features), int(num_old), int(num_extra)
+        small = create_model(din, old, width, int(seed))
+        big = create_model(din, old + new, width, int(seed) + 1000)
+        key, ones = jax.random.key(0), jnp.ones(din)
+        variables = [
+            mapping.to_linen(
+                model, jax.eval_shape(linen.MLP(depth, width).init, key, ones)
+            )
+            for model, depth in ((small, old), (big, old + new))
+        ]
+
+        output = nnx_side.add_layer_warm_start(*arguments)
+
+        parity.assert_equal(
+            linen.add_layer_warm_start(
+                *arguments, small_variables=variables[0], big_variables=variables[1]
+            ),
+            output,
+        )
+        plain = jnp.asarray(x, jnp.float32)
+        for layer in [*small.layers, *big.layers[old:]]:
+            plain = jnp.dot(plain, layer.kernel[...]) + layer.bias[...]
+        parity.assert_equal(plain, output)
+
+
+@pytest.mark.parametrize("extra", [0, 2])
+def test_linen_entry_from_its_own_seed(extra):
+    """The seeds of the two models are `seed` and `seed + 1000`."""
+    x = jnp.arange(3.0)
+    small = linen.MLP(2, 4).init(jax.random.key(7), x)["params"]
+    big = linen.MLP(2 + extra, 4).init(jax.random.key(1007), x)["params"]
+    expected = linen.MLP(2 + extra, 4).apply({"params": {**big, **small}}, x)
+    parity.assert_equal(expected, linen.add_layer_warm_start(7, x, 2, extra, 4))
+
+
+def test_pitfall_the_same_seed_hides_a_missing_copy():
+    """Layers built in the same order from one seed are the same, copied or not."""
+    small, big = create_model(3, 2, 4, seed=0), create_model(3, 3, 4, seed=0)
+    for i in range(2):
+        np.testing.assert_array_equal(small.layers[i].kernel, big.layers[i].kernel)
+    key, x = jax.random.key(0), jnp.ones(3)
+    small, big = (linen.MLP(depth, 4).init(key, x)["params"] for depth in (2, 3))
+    for name in small:
+        np.testing.assert_array_equal(small[name]["kernel"], big[name]["kernel"])
+
+
+def test_pitfall_copying_the_variable_ties_the_two_models():
+    model = pair(3, 2, 1, 4).model
+    model.big.layers[0].kernel = model.small.layers[0].kernel
+    model.small.layers[0].kernel[...] = jnp.zeros((3, 4))
+    np.testing.assert_array_equal(model.big.layers[0].kernel[...], jnp.zeros((3, 4)))
+
+
+def test_pitfall_a_tied_pair_cannot_be_split_in_tree_mode(nnx_mode):
+    model = pair(3, 2, 1, 4).model
+    model.big.layers[0].kernel = model.small.layers[0].kernel
+    if nnx_mode == "graph":
+        nnx.split(model)
+    else:
+        with pytest.raises(ValueError, match="Duplicate Param"):
+            nnx.split(model)
+
+
+def test_pitfall_linen_drops_layers_that_the_big_model_lacks():
+    """Small and big swapped: nnx raises, Linen's `apply` ignores the extra layer."""
+    both = pair(3, 2, 1, 4)
+    edited = linen.copy_layers(both.side("big"), both.side("small"))
+    assert set(edited["params"]) == {"layers_0", "layers_1", "layers_2"}
+    linen.MLP(2, 4).apply(edited, both.x)  # no error
+    with pytest.raises(IndexError):
+        nnx_side.copy_layers(both.model.big, both.model.small)
+
+
+def test_pitfall_identity_layers_need_a_zero_bias():
+    both = pair(3, 1, 1, 4)
+    model = both.model
+    nnx_side.copy_layers(model.small, model.big)
+    model.big.layers[1].kernel = nnx.Param(jnp.eye(4))
+    assert not np.array_equal(model.small(both.x), model.big(both.x))
+    model.big.layers[1].bias = nnx.Param(jnp.zeros(4))
+    np.testing.assert_array_equal(model.small(both.x), model.big(both.x))
