@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from flax.core import FrozenDict, freeze
 from jax.typing import DTypeLike
 
 from linen2nnx import mapping
@@ -166,9 +167,8 @@ def assert_equal(
     """
     linen_leaves, nnx_leaves = _leaves(linen), _leaves(nnx)
     rows = []
-    for path in linen_leaves | nnx_leaves:
+    for path, leaf in (nnx_leaves | linen_leaves).items():
         ours, theirs = linen_leaves.get(path), nnx_leaves.get(path)
-        leaf = theirs if ours is None else ours
         difference, note = _difference(ours, theirs, tolerance)
         name = path or check
         rows.append(Row(check, name, leaf.shape, str(leaf.dtype), difference, note))
@@ -437,20 +437,19 @@ def _nnx_program(
 
 
 def _gradients(loss: Callable[[Any], Any], tree: Any) -> Any:
-    """The gradient for every floating leaf of `tree`; zero for every other leaf."""
+    """The gradient for every floating leaf of `tree`; other leaves as they are."""
     leaves, treedef = jax.tree.flatten(tree)
     floating = [_is_float(leaf) for leaf in leaves]
 
     def loss_of(values: list[Any]) -> Any:
         remaining = iter(values)
         full = [next(remaining) if f else leaf for f, leaf in zip(floating, leaves)]
-        return loss(treedef.unflatten(full))
+        return loss(jax.tree.unflatten(treedef, full))
 
     values = [leaf for f, leaf in zip(floating, leaves) if f]
     gradients = iter(jax.grad(loss_of)(values))
-    return treedef.unflatten(
-        [next(gradients) if f else leaf for f, leaf in zip(floating, leaves)]
-    )
+    full = [next(gradients) if f else leaf for f, leaf in zip(floating, leaves)]
+    return jax.tree.unflatten(treedef, full)
 
 
 def _loss(output: Any) -> Any:
@@ -554,4 +553,4 @@ def _plain(state: nnx.State) -> Any:
 
 def _like(variables: Variables, new: dict[str, Any]) -> Variables:
     """`new` as the kind of dict that `variables` is."""
-    return type(variables)(new)
+    return freeze(new) if isinstance(variables, FrozenDict) else new

@@ -1,7 +1,7 @@
 """The pytest plugin under which the parity tests run.
 
-Loaded with `-p linen2nnx.pytest_plugin`, in development and by `linen2nnx check` alike.
-It runs a test that uses the fixture `nnx_mode` once in graph mode and once in tree mode,
+`-p linen2nnx.pytest_plugin` loads it, in development and in `linen2nnx check`.
+It runs a test with the fixture `nnx_mode` once in graph mode and once in tree mode,
 and writes what happened, as it happens, as one JSON object per line to the file that
 `--linen2nnx-events` names.
 """
@@ -59,16 +59,22 @@ def nnx_mode(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Attach the largest difference that the test compared, if it compared any."""
+    """Attach to a test what it compared: by check, `[leaves, largest difference]`."""
     from linen2nnx import parity
 
     with parity.recording() as rows:
         try:
             return (yield)
         finally:
-            if rows:
-                largest = parity.Report(rows).largest_difference
-                item.user_properties.append(("largest difference", largest))
+            by_check = {
+                check: parity.Report([row for row in rows if row.check == check])
+                for check in {row.check: None for row in rows}
+            }
+            compared = {
+                check: [len(report.rows), report.largest_difference]
+                for check, report in by_check.items()
+            }
+            item.user_properties.append(("compared", compared))
 
 
 def environment() -> dict[str, str]:
@@ -106,9 +112,7 @@ class _EventWriter:
                 test=report.nodeid,
                 outcome=report.outcome,
                 message=_message(report),
-                largest_difference=dict(report.user_properties).get(
-                    "largest difference"
-                ),
+                compared=dict(report.user_properties).get("compared", {}),
             )
 
     def pytest_warning_recorded(

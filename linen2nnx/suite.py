@@ -36,7 +36,7 @@ _MARKER = re.compile(r"^\s*# --8<-- \[(start|end):(\w+)\]\s*$")
 _REMARK = re.compile(r"\s*# \(\d+\)!\s*$")
 
 
-class UnknownProblem(LookupError):
+class UnknownProblemError(LookupError):
     """No problem has that name."""
 
 
@@ -77,7 +77,8 @@ class Problem:
 
     def test_path(self) -> Path:
         """The file of its parity tests."""
-        return root() / "parity_tests" / self.chapter / f"test_{Path(self.name).name}.py"
+        file = f"test_{Path(self.name).name}.py"
+        return root() / "parity_tests" / self.chapter / file
 
     def sections(self, side: Side) -> dict[str, str]:
         """The named sections of the idiom, in order, without markers and remarks.
@@ -117,7 +118,7 @@ def find(name: str) -> Problem:
     """The problem of that name, with or without its chapter.
 
     Raises:
-        UnknownProblem: naming the nearest name.
+        UnknownProblemError: naming the nearest name.
     """
     by_name = {}
     for problem in problems():
@@ -126,4 +127,4 @@ def find(name: str) -> Problem:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=1, cutoff=0)
     nearest = by_name[near[0]].name if near else "none"
-    raise UnknownProblem(f"no problem is named {name!r}; the nearest is {nearest}")
+    raise UnknownProblemError(f"no problem is named {name!r}; the nearest is {nearest}")

@@ -10,7 +10,6 @@ way without `freeze`; nothing then stops an in-place edit.
 
 # --8<-- [start:imports]
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
@@ -29,14 +28,9 @@ def create_model(features: int) -> nn.Dense:
 
 # --8<-- [start:edit]
 def set_kernel(variables: FrozenDict, value: float) -> FrozenDict:
-    params = variables["params"]
-    kernel = jnp.full_like(params["kernel"], value)
-    return freeze(
-        {
-            **variables,
-            "params": {**params, "kernel": kernel},
-        }  # (1)!
-    )
+    kernel = jnp.full_like(variables["params"]["kernel"], value)
+    params = {**variables["params"], "kernel": kernel}
+    return freeze({**variables, "params": params})  # (1)!
 
 
 # --8<-- [end:edit]

@@ -146,7 +146,10 @@ def test_pitfall_merging_the_unmapped_state_shares_the_variables():
 def test_pitfall_rng_keys_are_in_the_state():
     """Scale the `nnx.Param`s, not all state: a key cannot be multiplied."""
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="does not accept dtypes key<fry>"):
+    with (
+        jax.numpy_dtype_promotion("standard"),  # strict stops at the counter before it
+        pytest.raises(TypeError, match="does not accept dtypes key<fry>"),
+    ):
         nnx_side.scale_state(dropout, 0.5)
     nnx_side.scale_params(dropout, 0.5)
 
@@ -178,11 +181,9 @@ def test_pitfall_a_numpy_scalar_widens_bfloat16():
 
 
 def test_pitfall_an_sgd_step_rounds_twice():
-    """`p - (1 - scale) p` is `scale p` up to rounding only: do not mix the two idioms."""
+    """`p - (1 - scale) p` is `scale p` up to rounding: do not mix the two idioms."""
     _, variables, _, _ = pair(33, 33)
     scaled = linen.scale_params(variables, 0.9)["params"]["kernel"]
     stepped = linen.scale_by_sgd(variables, 0.9)["params"]["kernel"]
     assert not np.array_equal(scaled, stepped)
-    np.testing.assert_allclose(
-        scaled, stepped, rtol=3e-7
-    )  # three units in the last place
+    np.testing.assert_allclose(scaled, stepped, rtol=3e-7)  # two to three ulps

@@ -162,7 +162,7 @@ def test_pitfall_a_state_cannot_be_called():
 
 
 def test_pitfall_merging_an_unmapped_part_shares_its_variables():
-    """Only the mapped part of a split is new; `copy=True` makes the rest new as well."""
+    """Only the mapped part of a split is new; `copy=True` makes the rest new too."""
     _, _, model, _ = block_pair()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(jnp.zeros_like, params)

@@ -155,7 +155,7 @@ def test_pitfall_float64_array_stays_float64_in_a_param():
 
 
 def test_pitfall_value_is_deprecated():
-    """`variable[...]` and `get_value` read, `variable[...] = v` and `set_value` write."""
+    """Read with `variable[...]` or `get_value`, write with `[...] =` or `set_value`."""
     _, _, model, _ = pair(3, 2)
     with pytest.warns(DeprecationWarning, match=r"variable\[\.\.\.\]"):
         old = model.kernel.value

@@ -1,0 +1,168 @@
+"""Run the parity tests of the suite in the current environment.
+
+Each mode of nnx gets a pytest process of its own, both at the same time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from linen2nnx import suite
+from linen2nnx.report import Outcome, Results, is_pitfall
+
+MODES = ("graph", "tree")
+
+
+class CheckError(RuntimeError):
+    """The check could not run."""
+
+
+def check(
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Results:
+    """Check every problem in graph and in tree mode.
+
+    Args:
+        progress: called with the number of tests that ended and of all tests.
+
+    Raises:
+        CheckError: if pytest could not run the suite to its end.
+    """
+    problems = suite.problems()
+    if not problems:
+        raise CheckError(f"there is no problem in {suite.root()}")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runs = {mode: _Run(mode, folder) for mode in MODES}
+        for run in runs.values():
+            stack.callback(run.stop)
+        while any(run.is_running() for run in runs.values()):
+            progress(
+                sum(run.ended for run in runs.values()),
+                sum(run.total for run in runs.values()),
+            )
+            time.sleep(0.1)
+        for run in runs.values():
+            run.finish()
+    return Results(
+        command="linen2nnx check",
+        date=date,
+        environment=runs["graph"].environment,
+        problems={
+            problem.name: {mode: run.outcome(problem) for mode, run in runs.items()}
+            for problem in problems
+        },
+    )
+
+
+class _Run:
+    """One pytest process and what it has reported so far."""
+
+    def __init__(self, mode: str, folder: Path) -> None:
+        self.mode = mode
+        self.ended = self.total = 0
+        self.environment: dict[str, str] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.finished = False
+        events, self.log = folder / f"{mode}.jsonl", folder / f"{mode}.log"
+        events.touch()
+        self.events = events.open()
+        self.pending = ""
+        root = suite.root()
+        command = [
+            *(sys.executable, "-m", "pytest", root / "parity_tests"),
+            *("-c", root / "pyproject.toml", "--rootdir", root),
+            *("--override-ini", "addopts=", "--override-ini", "filterwarnings=always"),
+            *("--import-mode", "importlib", "-p", "no:cacheprovider"),
+            *("-p", "linen2nnx.pytest_plugin", "-p", "no:randomly"),
+            *("--nnx-mode", mode, "--linen2nnx-events", events),
+        ]
+        environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=folder,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def is_running(self) -> bool:
+        """Read what was reported since the last call; whether more will come."""
+        running = self.process.poll() is None
+        *lines, self.pending = (self.pending + self.events.read()).split("\n")
+        for line in lines:
+            self._take(json.loads(line))
+        return running
+
+    def finish(self) -> None:
+        """Raise an error unless the process ran every test to its end."""
+        if self.finished and self.total:
+            return
+        lines = self.log.read_text().strip().splitlines() or ["no output"]
+        errors = [line for line in lines if line.startswith(("E  ", "ERROR"))]
+        last = (errors or lines)[-1].removeprefix("E ").strip()
+        raise CheckError(
+            f"the tests in {self.mode} mode stopped with exit status "
+            f"{self.process.returncode}: {last}"
+        )
+
+    def stop(self) -> None:
+        """End the process, if it has not ended by itself."""
+        self.events.close()
+        self.process.kill()
+        self.process.wait()
+
+    def outcome(self, problem: suite.Problem) -> Outcome:
+        """What became of one problem."""
+        return self.outcomes.get(problem.name, Outcome())
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "collected":
+            self.total, self.environment = event["tests"], event["environment"]
+        elif kind == "finished":
+            self.finished = event["exit_status"] in (0, 1)
+        else:
+            outcome = self.outcomes.setdefault(_problem_name(event["test"]), Outcome())
+            getattr(self, f"_take_{kind}")(outcome, event)
+
+    def _take_test(self, outcome: Outcome, event: dict[str, Any]) -> None:
+        self.ended += 1
+        outcome.tests += 1
+        if is_pitfall(event["test"]):  # they compare what is to differ
+            event["compared"] = {}
+        for check, (leaves, difference) in event["compared"].items():
+            compared = outcome.compared.setdefault(
+                check, {"leaves": 0, "largest_difference": 0.0}
+            )
+            compared["leaves"] += leaves
+            largest = max(compared["largest_difference"], difference)
+            compared["largest_difference"] = largest
+        if event["outcome"] == "failed":
+            self._take_error(outcome, event)
+
+    def _take_error(self, outcome: Outcome, event: dict[str, Any]) -> None:
+        failure = {"test": event["test"], "message": event["message"]}
+        outcome.failures.append(failure)
+
+    def _take_warning(self, outcome: Outcome, event: dict[str, Any]) -> None:
+        warning = {"message": event["message"], "where": event["where"]}
+        if warning not in outcome.warnings:
+            outcome.warnings.append(warning)
+
+
+def _problem_name(test: str) -> str:
+    """`parity_tests/surgery/test_x.py::test_y` belongs to `surgery/x`."""
+    path = Path(test.partition("::")[0])
+    return f"{path.parent.name}/{path.stem.removeprefix('test_')}"

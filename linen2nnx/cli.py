@@ -1,0 +1,149 @@
+"""The command `linen2nnx`.
+
+It imports neither jax nor flax: tests run in processes of their own.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.rule import Rule
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from linen2nnx import suite
+from linen2nnx.check import CheckError
+from linen2nnx.check import check as run_check
+from linen2nnx.report import render
+
+SIDE_WIDTH = 68
+
+app = typer.Typer(
+    help="Compare Flax Linen with Flax nnx, problem by problem, and prove both equal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def check(
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the results to FILE."),
+    ] = None,
+) -> None:
+    """Run the parity tests in the current environment, in graph and tree mode.
+
+    Exit status: 0 when every problem holds, 1 when one does not, 2 when the tests could
+    not run.
+    """
+    if json is not None and not json.parent.is_dir():
+        _fail(f"{json.parent} is no folder to write {json.name} to")
+    console, errors = Console(), Console(stderr=True)
+    columns = ("parity tests", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=errors, transient=True) as progress:
+            task = progress.add_task("", total=None)
+            results = run_check(
+                lambda done, total: progress.update(
+                    task, completed=done, total=total or None
+                )
+            )
+    except CheckError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+    console.print(render(results))
+    if json is not None:
+        try:
+            results.save(json)
+        except OSError as error:
+            _fail(f"{json} was not written: {error.strerror}")
+    raise typer.Exit(0 if results.all_hold else 1)
+
+
+@app.command("list")
+def list_problems() -> None:
+    """List the problems by chapter."""
+    console = Console(highlight=False, soft_wrap=True)
+    problems = suite.problems()
+    width = max(len(problem.name) for problem in problems)
+    chapter = None
+    for problem in problems:
+        if problem.chapter != chapter:
+            chapter = problem.chapter
+            console.print(chapter, style="bold")
+        console.print(f"  {problem.name:{width}}  {problem.description}", markup=False)
+
+
+@app.command()
+def show(
+    problem: Annotated[str, typer.Argument(help="Such as surgery/replace_kernel.")],
+    nnx: Annotated[
+        bool, typer.Option("--nnx", help="Print the nnx idiom alone, as plain code.")
+    ] = False,
+    linen: Annotated[
+        bool, typer.Option("--linen", help="Print the Linen idiom alone, likewise.")
+    ] = False,
+) -> None:
+    """Print how a problem is written in Linen and in nnx, side by side."""
+    if nnx and linen:
+        _fail("--nnx and --linen print one side alone; give one of them, or neither")
+    try:
+        found = suite.find(problem)
+    except suite.UnknownProblemError as error:
+        _fail(str(error))
+    if nnx or linen:
+        sys.stdout.write(found.idiom("nnx" if nnx else "linen"))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=2 * SIDE_WIDTH + 3)
+    _print_side_by_side(console, found)
+
+
+def _print_side_by_side(console: Console, problem: suite.Problem) -> None:
+    """Section by section, so that the two sides stay level; stacked if too narrow."""
+    console.print(Text(f"{problem.name}: {problem.description}", style="bold"))
+    sides = {"Linen": problem.sections("linen"), "nnx": problem.sections("nnx")}
+    wide = console.width >= 2 * SIDE_WIDTH + 3
+    for section in dict.fromkeys([*sides["Linen"], *sides["nnx"]]):
+        blocks = [
+            Group(
+                Rule(f"{side}: {section}", align="left", style="dim"),
+                Syntax(
+                    code.get(section, ""),
+                    "python",
+                    theme="ansi_light",
+                    background_color="default",
+                    word_wrap=True,
+                ),
+            )
+            for side, code in sides.items()
+        ]
+        if wide:
+            row = Table.grid(padding=(0, 3, 1, 0))
+            row.add_column(width=SIDE_WIDTH)
+            row.add_column(width=SIDE_WIDTH)
+            row.add_row(*blocks)
+            console.print(row)
+        else:
+            console.print(*blocks, sep="\n")
+
+
+def _fail(message: str) -> None:
+    """Print one line on standard error and exit with status 2."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"linen2nnx: {message}", style="red", markup=False)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command."""
+    app(prog_name="linen2nnx")
