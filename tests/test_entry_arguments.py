@@ -1,0 +1,217 @@
+"""Every argument of every entry function, on both sides: bad values and odd ones."""
+
+import importlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import freeze
+
+NAN, INF = float("nan"), float("inf")
+
+GOOD = {
+    "seed": 0,
+    "x": np.arange(1.0, 4.0),
+    "features": 2,
+    "num_layers": 2,
+    "num_old_layers": 1,
+    "num_extra_layers": 1,
+    "replacement_value": 0.5,
+    "scale": 0.5,
+}
+ENTRIES = {
+    "surgery/replace_kernel": ("replace_kernel", "seed x features replacement_value"),
+    "surgery/zero_last_layer": (
+        "zero_last_layer_kernel",
+        "seed x num_layers features",
+    ),
+    "surgery/warm_start": (
+        "add_layer_warm_start",
+        "seed x num_old_layers num_extra_layers features",
+    ),
+    "state/zero_by_path": ("state_zero_kernel", "seed x features"),
+    "state/pure_update": ("pure_state_update", "seed x features scale"),
+}
+NO_NUMBER = [
+    True,
+    np.True_,
+    "2",
+    None,
+    [2],
+    (2,),
+    {},
+    2j,
+    np.ones(1),
+    jnp.ones(2),
+    b"2",
+]
+NO_COUNT = [*NO_NUMBER, 2.5, NAN, INF, -INF, np.float32(NAN), -1, -1.0, np.int32(-7)]
+BAD = {
+    "seed": [*NO_NUMBER, 2.5, NAN, INF, -INF, 2**32, -(2**31) - 1, 1e30],
+    "features": [*NO_COUNT, 0, 0.0, np.float64(0), 2**31],
+    "num_extra_layers": NO_COUNT,
+    "replacement_value": [*NO_NUMBER, NAN, INF, -INF, np.float32(NAN)],
+    "x": [
+        "1 2 3",
+        None,
+        3.0,
+        True,
+        {},
+        {1.0, 2.0},
+        [],
+        np.ones((0,)),
+        np.ones((1, 3)),
+        jnp.ones((3, 1)),
+        np.ones((1, 1, 1)),
+        np.array([True, False]),
+        np.array([1j, 2j]),
+        np.array(["a", "b"]),
+        np.array([1, "a"], dtype=object),
+        np.array(["2026-11-20"], dtype="datetime64[D]"),
+        [[1.0, 2.0], [3.0]],
+        [1.0, None],
+    ],
+}
+BAD["num_layers"] = BAD["num_old_layers"] = BAD["features"]
+BAD["scale"] = BAD["replacement_value"]
+
+DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
+LAYERED = {"params": {"layers_0": DENSE}}
+BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
+    "no mapping": [DENSE],
+    "text": "params",
+    "number": 3.0,
+    "empty": {},
+    "no kernel": {"params": {"bias": DENSE["bias"]}},
+    "extra leaf": {"params": {**DENSE, "scale": np.ones(2)}},
+    "extra collection": {"params": DENSE, "batch_stats": {"mean": np.ones(2)}},
+    "other name": {"params": {"weight": DENSE["kernel"], "bias": DENSE["bias"]}},
+    "transposed": {"params": {**DENSE, "kernel": np.ones((2, 3))}},
+    "integers": {"params": {**DENSE, "kernel": np.ones((3, 2), int)}},
+    "bools": {"params": {**DENSE, "bias": np.ones(2, bool)}},
+    "scalar": {"params": {**DENSE, "bias": 1.0}},
+}
+
+
+def entry(side, problem):
+    module = importlib.import_module(f"{side}_impl.{problem.replace('/', '.')}")
+    return getattr(module, ENTRIES[problem][0])
+
+
+def short(value):
+    text = " ".join(repr(value).split())
+    return text if len(text) < 40 else f"{text[:37]}..."
+
+
+CASES = [
+    pytest.param(
+        side, problem, name, value, id=f"{side}-{problem}-{name}-{short(value)}"
+    )
+    for side in ("linen", "nnx")
+    for problem, (_, names) in ENTRIES.items()
+    for name in names.split()
+    for value in BAD[name]
+]
+
+
+@pytest.mark.parametrize(("side", "problem", "name", "value"), CASES)
+def test_a_bad_argument_is_named(side, problem, name, value):
+    arguments = {key: GOOD[key] for key in ENTRIES[problem][1].split()}
+    with pytest.raises((TypeError, ValueError)) as error:
+        entry(side, problem)(**{**arguments, name: value})
+    message = str(error.value)
+    assert message.startswith(f"{name} takes ")
+    assert ", got " in message
+
+
+def test_the_table_is_not_empty():
+    assert all(len(values) >= 8 for values in BAD.values())
+    assert len(BAD_VARIABLES) >= 8
+    assert len(CASES) > 700
+
+
+@pytest.mark.parametrize("wrong", BAD_VARIABLES)
+@pytest.mark.parametrize("problem", ENTRIES)
+def test_bad_starting_variables_are_named(problem, wrong):
+    arguments = {key: GOOD[key] for key in ENTRIES[problem][1].split()}
+    got = BAD_VARIABLES[wrong]
+    layered = "num_layers" in arguments or "num_old_layers" in arguments
+    if "num_layers" in arguments:
+        arguments["num_layers"] = 1
+    if layered and isinstance(got, dict) and "params" in got:
+        got = {**got, "params": {"layers_0": got["params"]}}
+    keyword = "small_variables" if "num_old_layers" in arguments else "variables"
+    with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
+        entry("linen", problem)(**arguments, **{keyword: got})
+    if wrong in ("transposed", "integers", "no kernel"):
+        assert "['kernel']" in str(error.value)
+
+
+def test_bad_big_variables_are_named():
+    add_layers = entry("linen", "surgery/warm_start")
+    with pytest.raises(ValueError, match=r"(?s)^big_variables takes .*\['layers_1'\]"):
+        add_layers(0, GOOD["x"], 1, 1, 2, big_variables=LAYERED)
+
+
+def test_every_differing_leaf_is_listed():
+    replace_kernel = entry("linen", "surgery/replace_kernel")
+    with pytest.raises(ValueError, match="variables takes") as error:
+        replace_kernel(
+            0, GOOD["x"], 2, 0.5, variables={"params": {"kernel": np.ones(1)}}
+        )
+    lines = str(error.value).splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        "['params']['bias'] takes (2,), got nothing",
+        "['params']['kernel'] takes (3, 2), got (1,)",
+    ]
+
+
+@pytest.mark.parametrize("kind", [dict, freeze])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_good_starting_variables_replace_those_of_the_seed(kind, dtype):
+    replace_kernel = entry("linen", "surgery/replace_kernel")
+    params = {name: jnp.asarray(leaf, dtype) for name, leaf in DENSE.items()}
+    x = jnp.asarray(GOOD["x"], dtype)
+    output = replace_kernel(0, x, 2, 0.5, variables=kind({"params": params}))
+    np.testing.assert_array_equal(np.asarray(output, float), [4, 4])  # bias is one
+
+
+ODD = {  # by argument: values that are the same as the good one
+    "seed": [0.0, np.int8(0), np.float64(0), jnp.int32(0), np.asarray(0.0)],
+    "features": [2.0, np.int64(2), np.float32(2), jnp.float32(2), np.asarray(2)],
+    "num_layers": [2.0, np.uint8(2), np.float16(2)],
+    "num_old_layers": [1.0, np.uint8(1)],
+    "num_extra_layers": [1.0, np.uint8(1)],
+    "replacement_value": [np.float32(0.5), np.float64(0.5), jnp.float32(0.5)],
+    "scale": [np.float32(0.5), np.float64(0.5), jnp.bfloat16(0.5)],
+    "x": [
+        np.arange(1, 4),
+        np.arange(1, 4, dtype=np.uint8),
+        np.arange(1, 4, dtype=np.float32),
+        jnp.arange(1, 4),
+        jnp.arange(1.0, 4.0),
+        [1, 2, 3],
+        (1.0, 2.0, 3.0),
+    ],
+}
+
+
+@pytest.mark.parametrize("side", ["linen", "nnx"])
+@pytest.mark.parametrize("problem", ENTRIES)
+def test_numbers_may_come_in_other_forms(side, problem):
+    names = ENTRIES[problem][1].split()
+    arguments = {key: GOOD[key] for key in names}
+    expected = entry(side, problem)(**arguments)
+    assert expected.dtype == jnp.float32
+    assert expected.shape == (2,)
+    for name in names:
+        for value in ODD[name]:
+            output = entry(side, problem)(**{**arguments, name: value})
+            np.testing.assert_array_equal(output, expected, err_msg=f"{name}={value!r}")
+
+
+@pytest.mark.parametrize("side", ["linen", "nnx"])
+@pytest.mark.parametrize("seed", [-(2**31), -1, 2**31, 2**32 - 1])
+def test_seeds_of_32_bits(side, seed):
+    assert entry(side, "state/pure_update")(seed, [1.0], 1, 1.0).shape == (1,)
+    assert entry(side, "surgery/warm_start")(seed, [1.0], 1, 0, 1).shape == (1,)
