@@ -26,7 +26,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
-        for i in range(self.num_layers):
+        for i in range(self.num_layers):  # (1)!
             x = nn.Dense(self.features, name=f"layers_{i}")(x)
         return x
 
@@ -71,7 +71,7 @@ class ResidualMLP(nn.Module):
             x = nn.Dense(self.features, name=f"layers_{i}")(x)
         for i in range(self.num_blocks):
             branch = nn.Dense(self.features, name=f"blocks_{i}")
-            x = x + branch(nn.relu(x))
+            x = x + branch(nn.relu(x))  # (1)!
         return x
 
 
@@ -81,7 +81,7 @@ def grow_by_residual(
     params = dict(copy_layers(small, big)["params"])
     for name in params.keys() - small["params"].keys():
         params[name] = jax.tree.map(jnp.zeros_like, params[name])
-    return freeze({**big, "params": params})  # (1)!
+    return freeze({**big, "params": params})  # (2)!
 
 
 # --8<-- [end:residual]

@@ -26,7 +26,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
-        for i in range(self.num_layers):
+        for i in range(self.num_layers):  # (1)!
             x = nn.Dense(self.features, name=f"layers_{i}")(x)
         return x
 

@@ -25,7 +25,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [din] + [features] * num_layers
-        self.layers = nnx.List(
+        self.layers = nnx.List(  # (1)!
             nnx.Linear(widths[i], features, rngs=rngs)
             for i in range(num_layers)
         )
@@ -84,7 +84,7 @@ class ResidualMLP(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         for branch in self.blocks:
-            x = x + branch(nnx.relu(x))
+            x = x + branch(nnx.relu(x))  # (1)!
         return x
 
 
@@ -93,7 +93,7 @@ def grow_by_residual(small: MLP, big: ResidualMLP) -> None:
     for branch in big.blocks:
         kernel, bias = branch.kernel[...], branch.bias[...]
         branch.kernel = nnx.Param(jnp.zeros_like(kernel))
-        branch.bias = nnx.Param(jnp.zeros_like(bias))  # (1)!
+        branch.bias = nnx.Param(jnp.zeros_like(bias))  # (2)!
 
 
 # --8<-- [end:residual]
