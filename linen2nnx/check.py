@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from linen2nnx import suite
-from linen2nnx.report import Outcome, Results, is_pitfall
+from linen2nnx.report import Outcome, Results, is_pitfall, largest
 
 MODES = ("graph", "tree")
 
@@ -83,6 +83,7 @@ class _Run:
             *("-c", root / "pyproject.toml", "--rootdir", root),
             *("--override-ini", "addopts=", "--override-ini", "filterwarnings=always"),
             *("--import-mode", "importlib", "-p", "no:cacheprovider"),
+            "--continue-on-collection-errors",
             *("-p", "linen2nnx.pytest_plugin", "-p", "no:randomly"),
             *("--nnx-mode", mode, "--linen2nnx-events", events),
         ]
@@ -147,8 +148,8 @@ class _Run:
                 check, {"leaves": 0, "largest_difference": 0.0}
             )
             compared["leaves"] += leaves
-            largest = max(compared["largest_difference"], difference)
-            compared["largest_difference"] = largest
+            so_far = compared["largest_difference"]
+            compared["largest_difference"] = largest([so_far, difference])
         if event["outcome"] == "failed":
             self._take_error(outcome, event)
 

@@ -48,7 +48,9 @@ def check(
     console, errors = Console(), Console(stderr=True)
     columns = ("parity tests", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=errors, transient=True) as progress:
+        with Progress(
+            *columns, console=errors, transient=True, disable=not errors.is_terminal
+        ) as progress:
             task = progress.add_task("", total=None)
             results = run_check(
                 lambda done, total: progress.update(

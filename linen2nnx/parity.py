@@ -262,26 +262,34 @@ def assert_parity(
         if _is_float(leaf) and np.isnan(np.asarray(leaf)).any():
             raise ValueError(f"{path} holds nan; parity takes values that are not nan")
 
-    optimizer = optimizer or optax.sgd(0.1, momentum=0.9)
-    run_linen = _linen_program(linen_module, edit, optimizer, checks)
+    maybe_jit: Callable[..., Any] = jax.jit if jit else lambda function: function
     graphdef, state = nnx.split(nnx_model)
-    run_nnx = _nnx_program(graphdef, edit, call, optimizer, checks)
-    if jit:
-        run_linen, run_nnx = jax.jit(run_linen), jax.jit(run_nnx)
-    linen, ours = run_linen(variables, *inputs), run_nnx(_snapshot(state), *inputs)
+    linen_edited, nnx_graphdef, nnx_edited = variables, graphdef, state
+    if edit is not None:
+        linen_edited, linen_source = maybe_jit(_linen_edit(edit))(variables)
+        nnx_graphdef, nnx_edited, nnx_source = maybe_jit(_nnx_edit(edit, graphdef))(
+            state
+        )
+        if "edit" in checks:
+            compare("edit", linen_edited, nnx_edited)
+            _assert_changes(variables, linen_edited, edit.changes)
+            _assert_untouched(variables, linen_source)
+            if nnx_source is not None:
+                compare("edit", variables, nnx_source, "source of the edit")
 
-    if "edit" in checks and edit is not None:
-        compare("edit", linen["edited"], ours["edited"])
-        _assert_changes(variables, linen["edited"], edit.changes)
-        _assert_untouched(variables, linen["source"])
-        if ours["source"] is not None:
-            compare("edit", variables, ours["source"], "source of the edit")
+    optimizer = optimizer or optax.sgd(0.1, momentum=0.9)
+    run_linen = maybe_jit(_linen_program(linen_module, edit, optimizer, checks))
+    run_nnx = maybe_jit(
+        _nnx_program(graphdef, nnx_graphdef, edit, call, optimizer, checks)
+    )
+    linen = run_linen(variables, linen_edited, *inputs)
+    ours = run_nnx(state, nnx_edited, *inputs)
     if "outputs" in checks:
         compare_trees("outputs", linen["output"], ours["output"])
     if "state" in checks:
         compare("state", linen["state"], ours["state"])
     for check in ("gradients", "optimizer step"):
-        for part, values in linen.get(check, {}).items():
+        for part, values in linen.get(check, {}).items() if check in checks else ():
             compare(check, values, ours[check][part], part)
     if "round trip" in checks:
         back = mapping.to_nnx(variables, state, rename=rename)
@@ -348,13 +356,36 @@ def random_pair(
     return variables, nnx.merge(graphdef, jax.tree.map(seed_rng, rng_state), state)
 
 
+def _linen_edit(edit: Edit) -> Callable[[Any], Any]:
+    """Variables to edited variables and to what the edit left of its source."""
+
+    def run(variables: Any) -> tuple[Any, Any]:
+        source = _snapshot(variables)
+        return edit.linen(source), source
+
+    return run
+
+
+def _nnx_edit(edit: Edit, graphdef: Any) -> Callable[[Any], Any]:
+    """State to edited graphdef and state, and to the source's state if it is kept."""
+
+    def run(state: Any) -> tuple[Any, Any, Any]:
+        model = nnx.merge(graphdef, _snapshot(state))
+        edited = edit.nnx(model)
+        source = None if edited is None else _state(model)
+        edited_graphdef, edited_state = nnx.split(model if edited is None else edited)
+        return edited_graphdef, _snapshot(edited_state), source
+
+    return run
+
+
 def _linen_program(
     module: nn.Module | Callable[..., Any],
     edit: Edit | None,
     optimizer: optax.GradientTransformation,
     checks: Sequence[str],
 ) -> Callable[..., dict[str, Any]]:
-    """Everything that is computed on the Linen side, as one function to be jitted."""
+    """Everything that the Linen side computes, as one function to be jitted."""
 
     def apply(variables: Any, *inputs: Any) -> tuple[Any, Any]:
         if not isinstance(module, nn.Module):
@@ -363,27 +394,19 @@ def _linen_program(
         output, updated = module.apply(variables, *inputs, mutable=mutable)
         return output, _like(variables, {**variables, **updated})
 
-    def run(variables: Any, *inputs: Any) -> dict[str, Any]:
-        source = _snapshot(variables)
-        edited = edit.linen(source) if edit else source
-        output, state = apply(edited, *inputs)
-        result = {"source": source, "edited": edited, "output": output, "state": state}
-
-        def loss_of_edited(edited: Any) -> Any:
+    def run(variables: Any, edited: Any, *inputs: Any) -> dict[str, Any]:
+        def loss(edited: Any) -> Any:
             return _loss(apply(edited, *inputs)[0])
 
-        if "gradients" in checks and edit:
-            through = _gradients(lambda v: loss_of_edited(edit.linen(v)), variables)
-            result["gradients"] = {"before the edit": through}
-        if {"gradients", "optimizer step"} & set(checks):
-            gradients = _gradients(loss_of_edited, edited)
-        if "gradients" in checks:
-            result.setdefault("gradients", {})["model"] = gradients
+        output, state = apply(edited, *inputs)
+        gradients = {"model": _gradients(loss, edited)}
+        if edit is not None:
+            through = _gradients(lambda start: loss(edit.linen(start)), variables)
+            gradients["before the edit"] = through
+        result = {"output": output, "state": state, "gradients": gradients}
         if "optimizer step" in checks and "params" in edited:
-            params = edited["params"]
-            updates, _ = optimizer.update(
-                gradients["params"], optimizer.init(params), params
-            )
+            params, of_params = edited["params"], gradients["model"]["params"]
+            updates, _ = optimizer.update(of_params, optimizer.init(params), params)
             stepped = {**edited, "params": optax.apply_updates(params, updates)}
             result["optimizer step"] = {"model": _like(edited, stepped)}
         return result
@@ -393,43 +416,31 @@ def _linen_program(
 
 def _nnx_program(
     graphdef: Any,
+    edited_graphdef: Any,
     edit: Edit | None,
     call: Callable[..., Any] | None,
     optimizer: optax.GradientTransformation,
     checks: Sequence[str],
 ) -> Callable[..., dict[str, Any]]:
-    """Everything that is computed on the nnx side, as one function to be jitted."""
+    """Everything that the nnx side computes, as one function to be jitted."""
     call = call or (lambda model, *inputs: model(*inputs))
 
-    def edited_model(state: Any) -> tuple[Any, Any]:
-        model = nnx.merge(graphdef, _snapshot(state))
-        edited = edit.nnx(model) if edit else None
-        return (model, None) if edited is None else (edited, _state(model))
-
-    def run(state: Any, *inputs: Any) -> dict[str, Any]:
-        model, source = edited_model(state)
-        edited_graphdef, edited = nnx.split(model)
-        edited = _snapshot(edited)
-        output = call(model, *inputs)
-        result = {"source": source, "edited": edited, "output": output}
-        result["state"] = _state(model)
-
-        def loss_of_edited(edited: Any) -> Any:
+    def run(state: Any, edited: Any, *inputs: Any) -> dict[str, Any]:
+        def loss(edited: Any) -> Any:
             return _loss(call(nnx.merge(edited_graphdef, _snapshot(edited)), *inputs))
 
-        if "gradients" in checks and edit:
-            through = _gradients(
-                lambda s: _loss(call(edited_model(s)[0], *inputs)), state
-            )
-            result["gradients"] = {"before the edit": through}
-        if {"gradients", "optimizer step"} & set(checks):
-            gradients = _gradients(loss_of_edited, edited)
-        if "gradients" in checks:
-            result.setdefault("gradients", {})["model"] = gradients
+        model = nnx.merge(edited_graphdef, _snapshot(edited))
+        output = call(model, *inputs)
+        gradients = {"model": _gradients(loss, edited)}
+        if edit is not None:
+            make = _nnx_edit(edit, graphdef)
+            through = _gradients(lambda start: loss(make(start)[1]), state)
+            gradients["before the edit"] = through
+        result = {"output": output, "state": _state(model), "gradients": gradients}
         if "optimizer step" in checks:
             model = nnx.merge(edited_graphdef, _snapshot(edited))
-            params = nnx.filter_state(gradients, nnx.Param)
-            nnx.Optimizer(model, optimizer, wrt=nnx.Param).update(model, params)
+            of_params = nnx.filter_state(gradients["model"], nnx.Param)
+            nnx.Optimizer(model, optimizer, wrt=nnx.Param).update(model, of_params)
             result["optimizer step"] = {"model": _state(model)}
         return result
 

@@ -29,6 +29,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -77,8 +78,7 @@ class Outcome:
     @property
     def largest_difference(self) -> float:
         """The largest difference over all checks."""
-        values = [float(c["largest_difference"]) for c in self.compared.values()]
-        return next((v for v in values if math.isnan(v)), max(values, default=0.0))
+        return largest(c["largest_difference"] for c in self.compared.values())
 
 
 @dataclass
@@ -168,7 +168,7 @@ def render(results: Results) -> Group:
         table.add_row(
             name,
             *(_verdict_text(by_mode[mode].verdict) for mode in modes),
-            _difference_text(max(o.largest_difference for o in outcomes)),
+            _difference_text(largest(o.largest_difference for o in outcomes)),
             str(sum(len(o.warnings) for o in outcomes)),
         )
         _add_details(details, name, by_mode)
@@ -181,6 +181,12 @@ def render(results: Results) -> Group:
     summary = f"{holding} of {total} problems hold in {where} mode"
     style = "bold green" if holding == total else "bold red"
     return Group(table, details, Text(summary, style=style))
+
+
+def largest(differences: Iterable[float | str]) -> float:
+    """The largest difference: nan if any is nan, and 0.0 where there is none."""
+    numbers = [float(difference) for difference in differences]
+    return next((d for d in numbers if math.isnan(d)), max(numbers, default=0.0))
 
 
 def is_pitfall(test: str) -> bool:

@@ -1,8 +1,8 @@
 """Zero every leaf whose path names `kernel`.
 
 Variables are a pytree as they are: map over them with the path. In
-nnx the model is split first and merged afterwards. A path is
-`("params", "kernel")` here, `("kernel", ".value")` there.
+nnx the model is split first and merged afterwards. The path
+`params, kernel` is `kernel` there, and then the Variable's value.
 
 Plain dicts (what `init` returns since flax 0.7) map the same way,
 and give plain dicts.

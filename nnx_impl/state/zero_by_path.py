@@ -2,8 +2,8 @@
 
 Split the model into its graphdef and its state, map over the state
 with the path, and merge both into a new model. In Linen the
-variables are mapped as they are. A path is `("kernel", ".value")`
-here, `("params", "kernel")` there.
+variables are mapped as they are. The path `params, kernel` there is
+`kernel` here, and then the Variable's value.
 """
 
 # --8<-- [start:imports]

@@ -1,0 +1,338 @@
+"""What an idiom costs beside another: paired measurement, and the files it is kept in.
+
+Two programs timed one after the other on a shared machine differ by half for no reason.
+`compare` times them in one process, in turn, and takes the ratio of the two minima. Each
+round calls every arm: once untimed, then often enough for a sample of several
+milliseconds, every result blocked; the next round goes through the arms in the opposite
+order. The first arm is timed a second time as if it were another one: that ratio, the
+control, is 1 but for noise, and a comparison whose control is off by more than 5% is
+an error.
+
+On CPU the ratio is one of CPU time (`time.process_time`), which other processes disturb
+little; on another device it is one of wall time.
+
+A result file is JSON:
+
+    {
+      "format": "linen2nnx bench",
+      "version": 1,
+      "command": "linen2nnx bench --save",
+      "date": "2026-11-20T18:15:00+00:00",
+      "commit": "8a6f3ef...",
+      "sources": {"linen_impl/surgery/replace_kernel.py": "<sha256>", ...},
+      "environment": {"python": "3.12.3", "flax": "0.12.12", "device": "cpu: cpu",
+                      "cpu_model": "...", "async_dispatch": "off", ...},
+      "measurements": [
+        {"problem": "surgery/replace_kernel", "what": "jitted", "idiom": "nnx.jit",
+         "mode": "tree", "layers": null, "ratio": 3.4, "interval": [3.37, 3.46],
+         "rounds": 40, "control": 1.003, "clock": "cpu time",
+         "seconds": 5.1e-05, "linen_seconds": 1.5e-05}, ...
+      ]
+    }
+
+`mode` is that of nnx, null where it makes no difference. `layers` is null for a problem
+of one layer. Seconds are per call.
+"""
+
+import gc
+import hashlib
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from linen2nnx import suite
+from linen2nnx.report import write_whole
+
+FORMAT, VERSION = "linen2nnx bench", 1
+REFERENCE, LIMIT = "Linen", "jax.numpy"
+
+Clock = Literal["cpu time", "wall time"]
+Mode = Literal["graph", "tree"]
+Key = tuple[str, Mode | None]
+
+CONTROL_LIMIT = 0.05
+SAMPLE_SECONDS = 0.004
+BLOCKS = 5  # an interval is the range of the ratio over these parts of the rounds
+MIN_ROUNDS, MAX_ROUNDS = 25, 500
+WIDEST_INTERVAL = 0.03
+TRIES = 3
+
+
+class ControlError(RuntimeError):
+    """A function timed against itself was not 1: the machine is too noisy."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to compute something, to be timed.
+
+    Attributes:
+        idiom: its name.
+        function: computes it. If it returns arrays, they are blocked.
+        mode: nnx is set to this mode while it runs; None leaves nnx as it is.
+        prepare: if given, called untimed before each call of `function`, which gets
+            what it returns.
+    """
+
+    idiom: str
+    function: Callable[..., Any]
+    mode: Mode | None = None
+    prepare: Callable[[], Any] | None = None
+
+    @property
+    def key(self) -> Key:
+        """Idiom and mode, which name an arm within a comparison."""
+        return self.idiom, self.mode
+
+
+@dataclass
+class Comparison:
+    """The samples of a paired measurement.
+
+    Attributes:
+        clock: which time the ratios are of.
+        reference: key of the arm that the others are divided by.
+        samples: by clock and arm, the seconds per call of each round.
+        control: the same of the reference timed a second time.
+    """
+
+    clock: Clock
+    reference: Key
+    samples: dict[Clock, dict[Key, list[float]]] = field(default_factory=dict)
+    control: dict[Clock, list[float]] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        """How many samples each arm has."""
+        return len(self.control[self.clock])
+
+    def seconds(self, key: Key) -> float:
+        """Least seconds per call of an arm."""
+        return min(self.samples[self.clock][key])
+
+    def ratio(self, key: Key) -> float:
+        """Least time of an arm, divided by the reference's."""
+        return _ratio(self._of(key), self._of(self.reference))
+
+    def interval(self, key: Key) -> tuple[float, float]:
+        """Least and greatest of the ratios in five equal parts of the rounds.
+
+        The rounds are divided in the order in which they ran, so that a machine that
+        became slower halfway widens the interval. The ratio always lies within.
+        """
+        return _interval(self._of(key), self._of(self.reference))
+
+    @property
+    def control_ratio(self) -> float:
+        """The ratio of the reference to itself."""
+        return _ratio(self.control[self.clock], self._of(self.reference))
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether no interval is wider than 3% of its ratio."""
+        for key in self.samples[self.clock]:
+            low, high = self.interval(key)
+            if high - low > WIDEST_INTERVAL * self.ratio(key):
+                return False
+        return True
+
+    def _of(self, key: Key) -> list[float]:
+        return self.samples[self.clock][key]
+
+
+def compare(
+    arms: Sequence[Arm],
+    *,
+    clock: Clock | None = None,
+    max_seconds: float = 6.0,
+) -> Comparison:
+    """Time arms against the first of them, in this process.
+
+    Rounds go on until every interval is tight, or the time is up. Meanwhile the garbage
+    collector is off and the process is bound to one core, where the system has that;
+    both are as before afterwards. If the control is off, it is all done again, three
+    times at most.
+
+    Args:
+        arms: at least two; the first is the reference.
+        clock: the time that is compared; by default CPU time if JAX computes on the
+            CPU, and wall time if not.
+        max_seconds: no new round starts after that many seconds in one try, once there
+            are five.
+
+    Raises:
+        ValueError: if there are fewer than two arms, or two of one name and mode.
+        ControlError: if the control differs from 1 by more than 0.05 in every try.
+
+    Example:
+        >>> def once():
+        ...     return sum(range(2000))
+        >>> def twice():
+        ...     return once() + once()
+        >>> times = compare([Arm("once", once), Arm("twice", twice)], max_seconds=1)
+        >>> 1.8 < times.ratio(("twice", None)) < 2.2
+        True
+    """
+    if len(arms) < 2 or len({arm.key for arm in arms}) < len(arms):
+        raise ValueError(f"compare takes two or more different arms, got {arms}")
+    clock = clock or default_clock()
+    controls = []
+    with _undisturbed():
+        repeats = [_calibrate(arm) for arm in arms]
+        for _ in range(TRIES):
+            comparison = _measure(arms, repeats, clock, max_seconds)
+            if abs(comparison.control_ratio - 1) <= CONTROL_LIMIT:
+                return comparison
+            controls.append(f"{comparison.control_ratio:.3f}")
+    raise ControlError(
+        f"{arms[0].idiom} against itself was {', '.join(controls)} in {TRIES} tries, "
+        f"and not 1 +- {CONTROL_LIMIT}: not published"
+    )
+
+
+def default_clock() -> Clock:
+    """CPU time if JAX computes on the CPU, else wall time."""
+    import jax
+
+    return "cpu time" if jax.default_backend() == "cpu" else "wall time"
+
+
+def environment() -> dict[str, str]:
+    """Versions, device and settings that a time was measured with."""
+    import jax
+
+    from linen2nnx.pytest_plugin import environment
+
+    is_async = jax.config.read("jax_cpu_enable_async_dispatch")
+    return {
+        **environment(),
+        "cpu_model": _cpu_model(),
+        "async_dispatch": "on" if is_async else "off",
+    }
+
+
+def _measure(
+    arms: Sequence[Arm], repeats: list[int], clock: Clock, max_seconds: float
+) -> Comparison:
+    lanes = [*zip(arms, repeats), (arms[0], repeats[0])]
+    samples: dict[Clock, list[list[float]]] = {
+        "cpu time": [[] for _ in lanes],
+        "wall time": [[] for _ in lanes],
+    }
+    comparison = Comparison(clock, arms[0].key)
+    for name, of_lanes in samples.items():
+        comparison.samples[name] = {a.key: s for a, s in zip(arms, of_lanes)}
+        comparison.control[name] = of_lanes[-1]
+    order = list(range(len(lanes)))
+    gc.collect()
+    end = time.perf_counter() + max_seconds
+    while comparison.rounds < MAX_ROUNDS:
+        is_late = time.perf_counter() > end
+        if is_late and comparison.rounds >= BLOCKS:
+            break
+        if comparison.rounds >= MIN_ROUNDS and comparison.rounds % BLOCKS == 0:
+            if comparison.is_tight:
+                break
+        for lane in order:
+            cpu, wall = _sample(*lanes[lane])
+            samples["cpu time"][lane].append(cpu)
+            samples["wall time"][lane].append(wall)
+        order.reverse()
+    return comparison
+
+
+def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
+    """Seconds per call of CPU and of wall time, after one untimed call."""
+    with _in_mode(arm.mode):
+        function, block = arm.function, _block
+        if arm.prepare is None:
+            block(function())
+            calls = range(repeats)
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in calls:
+                block(function())
+        else:
+            block(function(arm.prepare()))
+            inputs = [arm.prepare() for _ in range(repeats)]
+            wall, cpu = time.perf_counter(), time.process_time()
+            for prepared in inputs:
+                block(function(prepared))
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return cpu / repeats, wall / repeats
+
+
+def _calibrate(arm: Arm) -> int:
+    """How many calls take the time of a sample."""
+    repeats = 1
+    while True:
+        seconds = min(_sample(arm, repeats)[0] for _ in range(2)) * repeats
+        if seconds > SAMPLE_SECONDS / 4:
+            return max(1, math.ceil(repeats * SAMPLE_SECONDS / seconds))
+        repeats *= 4
+
+
+def _block(result: Any) -> None:
+    """`jax.block_until_ready`; its Python part, 1 us, is left out for an array."""
+    try:
+        result.block_until_ready()
+    except AttributeError:
+        import jax
+
+        jax.block_until_ready(result)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without garbage collection, on one core."""
+    collects = gc.isenabled()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    gc.disable()
+    try:
+        if cores:
+            os.sched_setaffinity(0, {max(cores)})
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        if collects:
+            gc.enable()
+
+
+def _in_mode(mode: Mode | None) -> Any:
+    if mode is None:
+        return nullcontext()
+    from flax import nnx
+
+    return nnx.set_graph_mode(mode == "graph")
+
+
+def _ratio(times: Sequence[float], reference: Sequence[float]) -> float:
+    return min(times) / min(reference)
+
+
+def _interval(
+    times: Sequence[float], reference: Sequence[float]
+) -> tuple[float, float]:
+    bounds = [len(times) * i // BLOCKS for i in range(BLOCKS + 1)]
+    ratios = [
+        _ratio(times[start:stop], reference[start:stop])
+        for start, stop in zip(bounds, bounds[1:])
+    ]
+    return min(ratios), max(ratios)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return names[0].strip() if names else platform.processor()

@@ -1,0 +1,194 @@
+"""Break a twin, and its parity test goes red.
+
+Each line of the table is one mistake in one twin: a line dropped, an index, a sign or a
+name changed. The named test of the problem must fail with it, and pass without.
+"""
+
+import importlib
+import inspect
+import sys
+import types
+
+import pytest
+
+from linen2nnx import suite
+from linen2nnx.mapping import MappingError
+from linen2nnx.parity import ParityError
+
+MISTAKES = """
+surgery/replace_kernel nnx test_set_kernel
+    full_like(model.kernel[...], value)
+    zeros_like(model.kernel[...])
+surgery/replace_kernel nnx test_set_kernel
+    model.kernel = nnx.Param(kernel)
+    model.bias = nnx.Param(kernel)
+surgery/replace_kernel nnx test_set_kernel
+    model.kernel = nnx.Param(kernel)
+    model.kernel = kernel
+surgery/replace_kernel nnx test_set_kernel
+    model.kernel = nnx.Param(kernel)
+    pass
+surgery/replace_kernel nnx test_copy_kernel
+    donor.kernel[...]
+    model.kernel[...]
+surgery/replace_kernel linen test_set_kernel
+    "params": params
+    "params": {"kernel": kernel}
+surgery/replace_kernel linen test_set_kernel
+    params = {**variables["params"], "kernel": kernel}
+    params = {**variables["params"], "bias": kernel[0]}
+surgery/replace_kernel linen test_copy_kernel
+    donor["params"]["kernel"]
+    -donor["params"]["kernel"]
+surgery/zero_last_layer nnx test_zero_last_kernel
+    model.layers[-1]
+    model.layers[0]
+surgery/zero_last_layer nnx test_zero_last_kernel
+    last.kernel = nnx.Param(jnp.zeros_like(last.kernel[...]))
+    last.bias = nnx.Param(jnp.zeros_like(last.bias[...]))
+surgery/zero_last_layer nnx test_zero_last_kernel
+    zeros_like(last
+    ones_like(last
+surgery/zero_last_layer nnx test_ablation_sweep
+    layer.kernel, layer.bias = kernel, bias
+    layer.kernel = kernel
+surgery/zero_last_layer nnx test_ablation_sweep
+    layer.bias = nnx.Param(jnp.zeros_like(bias[...]))
+    pass
+surgery/zero_last_layer nnx test_ablation_sweep
+    model(x) - intact
+    model(x) + intact
+surgery/zero_last_layer linen test_zero_last_kernel
+    len(params) - 1
+    len(params) - 2
+surgery/zero_last_layer linen test_zero_last_kernel
+    name = f"layers_{len(params) - 1}"
+    name = max(params)
+surgery/zero_last_layer linen test_ablation_sweep
+    y - intact
+    y
+surgery/warm_start nnx test_copy_layers
+    big.layers[i].bias = nnx.Param(layer.bias[...])
+    pass
+surgery/warm_start nnx test_copy_layers
+    big.layers[i].kernel
+    big.layers[i - 1].kernel
+surgery/warm_start nnx test_grow_by_identity
+    len(small.layers) :
+    len(small.layers) + 1 :
+surgery/warm_start nnx test_grow_by_identity
+    layer.bias = nnx.Param(jnp.zeros_like(bias))
+    pass
+surgery/warm_start nnx test_grow_by_residual
+    x + branch(nnx.relu(x))
+    x + branch(x)
+surgery/warm_start nnx test_grow_by_residual
+    nnx.Param(jnp.zeros_like(bias))
+    nnx.Param(bias)
+surgery/warm_start linen test_copy_layers
+    {**big["params"], **small["params"]}
+    {**small["params"], **big["params"]}
+surgery/warm_start linen test_grow_by_identity
+    jnp.eye(width, dtype=dtype)
+    -jnp.eye(width, dtype=dtype)
+surgery/warm_start linen test_grow_by_residual
+    x + branch(nn.relu(x))
+    x - branch(nn.relu(x))
+state/zero_by_path nnx test_zero_kernels
+    "kernel" in names
+    "bias" in names
+state/zero_by_path nnx test_zero_kernels
+    "kernel" in names
+    "value" in names
+state/zero_by_path nnx test_zero_kernels
+    return nnx.merge(graphdef, state)
+    return model
+state/zero_by_path nnx test_zero_params
+    nnx.Param, ...)
+    nnx.BatchStat, ...)
+state/zero_by_path linen test_zero_kernels
+    zeros_like(leaf) if
+    ones_like(leaf) if
+state/zero_by_path linen test_set_bias_to_ones
+    jnp.ones_like(params["bias"])
+    jnp.zeros_like(params["bias"])
+state/pure_update nnx test_every_leaf
+    leaf * scale
+    leaf / scale
+state/pure_update nnx test_every_leaf
+    state = jax.tree.map(lambda leaf: leaf * scale, state)
+    pass
+state/pure_update nnx test_every_leaf
+    jax.random.key(seed)
+    jax.random.key(seed + 1)
+state/pure_update nnx test_every_leaf
+    jnp.bfloat16
+    jnp.float16
+state/pure_update nnx test_params_only_leaves_the_statistics
+    nnx.state(model, nnx.Param)
+    nnx.state(model)
+state/pure_update nnx test_params_only
+    nnx.update(model, params)
+    pass
+state/pure_update linen test_params_only
+    optax.sgd(1 - scale)
+    optax.sgd(1 + scale)
+state/pure_update linen test_every_leaf
+    stddev * jax
+    -stddev * jax
+"""
+
+
+def mistakes():
+    lines = [line.strip() for line in MISTAKES.strip().splitlines()]
+    for heading, right, wrong in zip(lines[::3], lines[1::3], lines[2::3]):
+        problem, side, test = heading.split()
+        yield pytest.param(
+            problem, side, test, right, wrong, id=f"{problem}-{side}-{wrong}"
+        )
+
+
+def with_broken_twin(name, side, right, wrong, monkeypatch):
+    """The tests of a problem, with one twin in which `right` reads `wrong`."""
+    chapter, _, file = name.partition("/")
+    tests = importlib.import_module(f"parity_tests.{chapter}.test_{file}")
+    source = suite.find(name).path(side).read_text()
+    assert right in source
+    twin = types.ModuleType("broken")
+    monkeypatch.setitem(sys.modules, "broken", twin)
+    exec(compile(source.replace(right, wrong), "broken", "exec"), vars(twin))
+    monkeypatch.setattr(tests, "linen" if side == "linen" else "nnx_side", twin)
+    return tests
+
+
+def run(tests, name):
+    """Run a test for each of its cases that are not jitted, as pytest would."""
+    test = getattr(tests, name)
+    cases = [{}]
+    for mark in getattr(test, "pytestmark", []):
+        names = mark.args[0]
+        names = [names] if isinstance(names, str) else names
+        values = [v if isinstance(v, tuple) else (v,) for v in mark.args[1]]
+        cases = [{**c, **dict(zip(names, v))} for c in cases for v in values]
+    cases = [case for case in cases if not case.get("jit")]
+    assert cases
+    for case in cases:
+        test(**{name: case[name] for name in inspect.signature(test).parameters})
+
+
+@pytest.mark.parametrize(("problem", "side", "test", "right", "wrong"), [*mistakes()])
+def test_a_mistake_is_found(problem, side, test, right, wrong, monkeypatch):
+    tests = with_broken_twin(problem, side, right, wrong, monkeypatch)
+    with pytest.raises(
+        (ParityError, MappingError, AssertionError, TypeError, KeyError)
+    ):
+        run(tests, test)
+
+
+@pytest.mark.parametrize("side", ["linen", "nnx"])
+def test_the_same_without_a_mistake_passes(side, monkeypatch):
+    with_broken_twin("surgery/replace_kernel", side, "value", "value", monkeypatch)
+    run(
+        importlib.import_module("parity_tests.surgery.test_replace_kernel"),
+        "test_set_kernel",
+    )

@@ -1,0 +1,98 @@
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from linen2nnx import cli, suite
+
+
+def run(*arguments, **keywords):
+    command = [
+        sys.executable,
+        "-c",
+        "from linen2nnx.cli import main; main()",
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, **keywords)
+
+
+def test_list():
+    result = run("list")
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "surgery"
+    for problem in suite.problems():
+        (line,) = (line for line in lines if problem.name in line)
+        assert line.endswith(problem.description)
+
+
+@pytest.mark.parametrize("side", ["nnx", "linen"])
+def test_show_one_side_is_runnable_code(side, tmp_path):
+    result = run("show", "surgery/warm_start", f"--{side}", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == suite.find("warm_start").idiom(side)
+    exec(compile(result.stdout, "shown", "exec"), {})
+
+
+def test_show_side_by_side_in_a_pipe():
+    result = run("show", "zero_by_path")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 139
+    assert any(
+        "import flax.linen as nn" in line and "import jax" in line for line in lines
+    )
+    assert "\x1b" not in result.stdout
+    for side in ("linen", "nnx"):
+        for line in suite.find("zero_by_path").idiom(side).splitlines():
+            assert line in result.stdout
+
+
+@pytest.mark.parametrize(("width", "level"), [(80, False), (200, True)])
+def test_show_in_a_terminal(width, level, monkeypatch, capsys):
+    """Side by side where it fits, and one above the other where it does not."""
+    from rich.console import Console
+
+    console = Console(width=width, force_terminal=True)
+    cli._print_side_by_side(console, suite.find("replace_kernel"))
+    out = capsys.readouterr().out
+    assert "\x1b[" in out
+    headings = [line for line in out.splitlines() if "Linen: edit" in line]
+    assert ("nnx: edit" in headings[0]) is level
+
+
+def test_an_unknown_problem_suggests_the_nearest():
+    result = run("show", "surgery/replce_kernels")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        "linen2nnx: no problem is named 'surgery/replce_kernels'; "
+        "the nearest is surgery/replace_kernel\n"
+    )
+
+
+def test_one_side_alone():
+    result = CliRunner().invoke(cli.app, ["show", "replace_kernel", "--nnx", "--linen"])
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["show", "replace_kernel"], ["check", "--help"]]
+)
+def test_quick_answers_import_neither_jax_nor_flax(arguments):
+    code = (
+        "import sys\n"
+        "from linen2nnx.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "heavy = {'jax', 'flax', 'numpy', 'pytest'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    start = time.process_time()
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert time.process_time() - start < 0.5
