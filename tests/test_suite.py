@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,18 @@ def test_docstring_examples(module):
     assert result.failed == 0
     if module in ("arguments", "mapping", "parity"):
         assert result.attempted >= 4
+
+
+def test_the_example_of_the_readme_is_the_tested_code():
+    readme = (ROOT / "README.md").read_text()
+    for side in SIDES:
+        assert suite.find("surgery/replace_kernel").sections(side)["edit"] in readme
+
+
+def test_the_test_in_the_readme_passes():
+    (example,) = re.findall(
+        r"```python\n(import.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    names = {}
+    exec(example, names)
+    names["test_port"]()
