@@ -64,6 +64,15 @@ def check(
     )
 
 
+def compilation_cache(folder: str | Path) -> dict[str, str]:
+    """Environment variables with which JAX compiles each program once per folder."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
 class _Run:
     """One pytest process and what it has reported so far."""
 
@@ -82,12 +91,17 @@ class _Run:
             *(sys.executable, "-m", "pytest", root / "parity_tests"),
             *("-c", root / "pyproject.toml", "--rootdir", root),
             *("--override-ini", "addopts=", "--override-ini", "filterwarnings=always"),
+            *("--override-ini", "python_files=test_*.py"),
             *("--import-mode", "importlib", "-p", "no:cacheprovider"),
             "--continue-on-collection-errors",
             *("-p", "linen2nnx.pytest_plugin", "-p", "no:randomly"),
             *("--nnx-mode", mode, "--linen2nnx-events", events),
         ]
-        environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
+        environment = {
+            **compilation_cache(folder / "compiled"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_ADDOPTS": "",
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(word) for word in command],

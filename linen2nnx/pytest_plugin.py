@@ -7,7 +7,10 @@ and writes what happened, as it happens, as one JSON object per line to the file
 """
 
 import json
+import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 import pytest
 
-MODES = ("graph", "tree")
+from linen2nnx.check import MODES, compilation_cache
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start writing events if a file was given for them."""
+    """Share compiled programs between processes; write events if a file was given."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # not a worker: they inherit it
+        folder = tempfile.mkdtemp(prefix="linen2nnx-")
+        os.environ.update(compilation_cache(folder))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if path := config.getoption("--linen2nnx-events"):
         config.pluginmanager.register(_EventWriter(path))
 
