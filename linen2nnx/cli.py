@@ -15,6 +15,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from linen2nnx import bench as benchmarks
+from linen2nnx import bytecodes as counts
 from linen2nnx import suite
 from linen2nnx.check import CheckError
 from linen2nnx.check import check as run_check
@@ -68,6 +70,90 @@ def check(
         except OSError as error:
             _fail(f"{json} was not written: {error.strerror}")
     raise typer.Exit(0 if results.all_hold else 1)
+
+
+@app.command()
+def bench(
+    problem: Annotated[
+        list[str] | None,
+        typer.Argument(help="Such as surgery/replace_kernel; all if none is given."),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the results to FILE."),
+    ] = None,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="Keep the results in docs/results of the clone."),
+    ] = False,
+    bytecodes: Annotated[
+        bool,
+        typer.Option(
+            "--bytecodes", help="Count Python bytecodes instead: exact, Python 3.12+."
+        ),
+    ] = False,
+) -> None:
+    """Time every nnx idiom against Linen, on the CPU or GPU that JAX finds.
+
+    Exit status: 0 when every measurement is published, 1 when the machine was too noisy
+    for one, 2 when the benchmarks could not run.
+    """
+    if json is not None and not json.parent.is_dir():
+        _fail(f"{json.parent} is no folder to write {json.name} to")
+    if save and problem:
+        _fail("--save keeps a run of all problems; name none, or use --json")
+    try:
+        problems = [suite.find(name) for name in problem or []] or suite.problems()
+        if save:
+            benchmarks.results_folder()
+        rejected = (
+            _count(problems, json, save) if bytecodes else _time(problems, json, save)
+        )
+    except (benchmarks.BenchError, suite.UnknownProblemError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename} was not written: {error.strerror}")
+    except KeyboardInterrupt:
+        _fail("interrupted")
+    raise typer.Exit(1 if rejected else 0)
+
+
+def _time(problems: list[suite.Problem], json: Path | None, save: bool) -> list[str]:
+    """Time, print and keep; what was not published."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        "{task.description}",
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        content, rejected = benchmarks.bench(
+            problems,
+            lambda done, total, name: progress.update(
+                task, completed=done, total=total, description=name
+            ),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(benchmarks.render(content, rejected))
+    if json is not None:
+        benchmarks.save(content, json)
+    if save:
+        benchmarks.save(content, benchmarks.result_path(content))
+    return rejected
+
+
+def _count(problems: list[suite.Problem], json: Path | None, save: bool) -> list[str]:
+    """Count bytecodes, print and keep; nothing is ever rejected."""
+    entry = counts.measure(problems)
+    Console().print(counts.render(entry))
+    if json is not None:
+        counts.save(entry, json)
+    if save:
+        counts.save(entry, counts.path())
+    return []
 
 
 @app.command("list")

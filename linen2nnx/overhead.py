@@ -1,58 +1,28 @@
-"""What an idiom costs beside another: paired measurement, and the files it is kept in.
+"""What an idiom costs beside another: paired measurement in one process.
 
-Two programs timed one after the other on a shared machine differ by half for no reason.
-`compare` times them in one process, in turn, and takes the ratio of the two minima. Each
-round calls every arm: once untimed, then often enough for a sample of several
-milliseconds, every result blocked; the next round goes through the arms in the opposite
-order. The first arm is timed a second time as if it were another one: that ratio, the
-control, is 1 but for noise, and a comparison whose control is off by more than 5% is
-an error.
+Two programs timed one after the other on a shared machine differ by half for no
+reason. `compare` times them in one process, in turn, and takes the ratio of the two
+minima. Each round calls every arm: once untimed, then often enough for a sample of
+several milliseconds, every result blocked; the next round goes through the arms in the
+opposite order. The first arm is timed a second time as if it were another one: that
+ratio, the control, is 1 but for noise, and a comparison whose control is off by more
+than 5% is an error.
 
 On CPU the ratio is one of CPU time (`time.process_time`), which other processes disturb
 little; on another device it is one of wall time.
-
-A result file is JSON:
-
-    {
-      "format": "linen2nnx bench",
-      "version": 1,
-      "command": "linen2nnx bench --save",
-      "date": "2026-11-20T18:15:00+00:00",
-      "commit": "8a6f3ef...",
-      "sources": {"linen_impl/surgery/replace_kernel.py": "<sha256>", ...},
-      "environment": {"python": "3.12.3", "flax": "0.12.12", "device": "cpu: cpu",
-                      "cpu_model": "...", "async_dispatch": "off", ...},
-      "measurements": [
-        {"problem": "surgery/replace_kernel", "what": "jitted", "idiom": "nnx.jit",
-         "mode": "tree", "layers": null, "ratio": 3.4, "interval": [3.37, 3.46],
-         "rounds": 40, "control": 1.003, "clock": "cpu time",
-         "seconds": 5.1e-05, "linen_seconds": 1.5e-05}, ...
-      ]
-    }
-
-`mode` is that of nnx, null where it makes no difference. `layers` is null for a problem
-of one layer. Seconds are per call.
 """
 
 import gc
-import hashlib
-import json
+import itertools
 import math
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from linen2nnx import suite
-from linen2nnx.report import write_whole
-
-FORMAT, VERSION = "linen2nnx bench", 1
-REFERENCE, LIMIT = "Linen", "jax.numpy"
 
 Clock = Literal["cpu time", "wall time"]
 Mode = Literal["graph", "tree"]
@@ -78,8 +48,8 @@ class Arm:
         idiom: its name.
         function: computes it. If it returns arrays, they are blocked.
         mode: nnx is set to this mode while it runs; None leaves nnx as it is.
-        prepare: if given, called untimed before each call of `function`, which gets
-            what it returns.
+        prepare: if given, it is called untimed before each call, and `function` gets
+            what it returns: for what is done only once, such as a compilation.
     """
 
     idiom: str
@@ -152,7 +122,7 @@ def compare(
     arms: Sequence[Arm],
     *,
     clock: Clock | None = None,
-    max_seconds: float = 6.0,
+    max_seconds: float = 4.0,
 ) -> Comparison:
     """Time arms against the first of them, in this process.
 
@@ -205,6 +175,14 @@ def default_clock() -> Clock:
     return "cpu time" if jax.default_backend() == "cpu" else "wall time"
 
 
+def label(what: str, idiom: str, mode: Mode | None, layers: int | None) -> str:
+    """What was timed, in words: `jitted, nnx.jit (tree mode), 4 layers`."""
+    parts = [what, idiom + (f" ({mode} mode)" if mode else "")]
+    if layers is not None:
+        parts.append(f"{layers} layer" + "s" * (layers > 1))
+    return ", ".join(parts)
+
+
 def environment() -> dict[str, str]:
     """Versions, device and settings that a time was measured with."""
     import jax
@@ -215,6 +193,7 @@ def environment() -> dict[str, str]:
     return {
         **environment(),
         "cpu_model": _cpu_model(),
+        "cores": str(len(_cores() or range(os.cpu_count() or 1))),
         "async_dispatch": "on" if is_async else "off",
     }
 
@@ -238,9 +217,9 @@ def _measure(
         is_late = time.perf_counter() > end
         if is_late and comparison.rounds >= BLOCKS:
             break
-        if comparison.rounds >= MIN_ROUNDS and comparison.rounds % BLOCKS == 0:
-            if comparison.is_tight:
-                break
+        is_due = comparison.rounds >= MIN_ROUNDS and comparison.rounds % BLOCKS == 0
+        if is_due and comparison.is_tight:
+            break
         for lane in order:
             cpu, wall = _sample(*lanes[lane])
             samples["cpu time"][lane].append(cpu)
@@ -250,8 +229,8 @@ def _measure(
 
 
 def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
-    """Seconds per call of CPU and of wall time, after one untimed call."""
-    with _in_mode(arm.mode):
+    """Seconds per call of CPU and wall time, after an untimed call or preparation."""
+    with in_mode(arm.mode):
         function, block = arm.function, _block
         if arm.prepare is None:
             block(function())
@@ -260,7 +239,6 @@ def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
             for _ in calls:
                 block(function())
         else:
-            block(function(arm.prepare()))
             inputs = [arm.prepare() for _ in range(repeats)]
             wall, cpu = time.perf_counter(), time.process_time()
             for prepared in inputs:
@@ -293,7 +271,7 @@ def _block(result: Any) -> None:
 def _undisturbed() -> Iterator[None]:
     """Without garbage collection, on one core."""
     collects = gc.isenabled()
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cores = _cores()
     gc.disable()
     try:
         if cores:
@@ -306,7 +284,12 @@ def _undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def _in_mode(mode: Mode | None) -> Any:
+def _cores() -> set[int] | None:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def in_mode(mode: Mode | None) -> AbstractContextManager[Any]:
+    """A context in which nnx is in that mode; None leaves it as it is."""
     if mode is None:
         return nullcontext()
     from flax import nnx
@@ -324,7 +307,7 @@ def _interval(
     bounds = [len(times) * i // BLOCKS for i in range(BLOCKS + 1)]
     ratios = [
         _ratio(times[start:stop], reference[start:stop])
-        for start, stop in zip(bounds, bounds[1:])
+        for start, stop in itertools.pairwise(bounds)
     ]
     return min(ratios), max(ratios)
 
@@ -336,3 +319,68 @@ def _cpu_model() -> str:
         return platform.processor()
     names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
     return names[0].strip() if names else platform.processor()
+
+
+class _RecordedTime:
+    """A clock that stands still but for what `record` adds to it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+recorded_time = _RecordedTime()
+
+
+def record(
+    benchmark: Any,
+    comparison: Comparison,
+    key: Key,
+    *,
+    problem: str,
+    what: str,
+    layers: int | None,
+) -> None:
+    """Hand the samples of one arm to pytest-benchmark.
+
+    It times calls, and the arms of a comparison take turns, which it cannot do. So the
+    samples are played back to it, on a clock that they move: the test carries
+    `@pytest.mark.benchmark(timer=overhead.recorded_time)`.
+
+    Args:
+        benchmark: the fixture of pytest-benchmark; its `extra_info` gets the
+            measurement as it stands in a result file, and the environment.
+        comparison: what was measured.
+        key: idiom and mode of the arm.
+        problem: the name of the problem.
+        what: what the arm does, such as `jitted`.
+        layers: number of layers, if it varies.
+    """
+    samples = iter(comparison.samples[comparison.clock][key])
+
+    def play() -> None:
+        recorded_time.now += next(samples)
+
+    benchmark.group = ", ".join(
+        [problem, what, *([] if layers is None else [f"{layers} layers"])]
+    )
+    benchmark.pedantic(play, rounds=comparison.rounds)
+    benchmark.extra_info.update(
+        {
+            "problem": problem,
+            "what": what,
+            "idiom": key[0],
+            "mode": key[1],
+            "layers": layers,
+            "ratio": comparison.ratio(key),
+            "interval": list(comparison.interval(key)),
+            "rounds": comparison.rounds,
+            "control": comparison.control_ratio,
+            "clock": comparison.clock,
+            "seconds": comparison.seconds(key),
+            "linen_seconds": comparison.seconds(comparison.reference),
+            "environment": environment(),
+        }
+    )

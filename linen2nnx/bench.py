@@ -1,0 +1,463 @@
+"""Run the benchmarks of the suite, keep what they measured, and say what it means.
+
+`bench` runs them in one pytest process. On CPU it is bound to one core from its start:
+a JAX that sees one core computes in the thread that asked for it, and CPU time is then
+what the idiom costs.
+
+A result file is JSON:
+
+    {
+      "format": "linen2nnx bench",
+      "version": 1,
+      "command": "linen2nnx bench --save",
+      "date": "2026-11-20T18:15:00+00:00",
+      "commit": "8a6f3ef...",
+      "sources": {"linen_impl/surgery/replace_kernel.py": "<sha256>", ...},
+      "environment": {"python": "3.12.3", "flax": "0.12.12", "device": "cpu: cpu",
+                      "cpu_model": "...", "async_dispatch": "off", ...},
+      "measurements": [
+        {"problem": "surgery/replace_kernel", "what": "jitted", "idiom": "nnx.jit",
+         "mode": "tree", "layers": null, "ratio": 3.4, "interval": [3.37, 3.46],
+         "rounds": 40, "control": 1.003, "clock": "cpu time",
+         "seconds": 5.1e-05, "linen_seconds": 1.5e-05}, ...
+      ]
+    }
+
+`mode` is that of nnx, null where it makes no difference. `layers` is null for a problem
+of one layer. Seconds are per call.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from linen2nnx import suite
+from linen2nnx.report import write_whole
+
+FORMAT, VERSION = "linen2nnx bench", 1
+COMMAND = "linen2nnx bench --save"
+REFERENCE, LIMIT = "Linen", "jax.numpy"
+AS_CHEAP_AS_LINEN = 1.05
+
+
+class BenchError(RuntimeError):
+    """The benchmarks could not run."""
+
+
+@dataclass(frozen=True)
+class Cheapest:
+    """The nnx idiom that costs least when jitted.
+
+    Attributes:
+        idiom: its name.
+        mode: the mode of nnx, None where it makes no difference.
+        ratio: to Linen's time, at the number of layers where it is largest.
+        layers: that number of layers; None for a problem of one layer.
+        reason: why no idiom is at most 1.05 times Linen's; None if this one is.
+    """
+
+    idiom: str
+    mode: str | None
+    ratio: float
+    layers: int | None
+    reason: str | None
+
+
+def bench(
+    problems: Sequence[suite.Problem],
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Time every idiom of these problems.
+
+    Args:
+        problems: which, at least one.
+        progress: called with the number of measurements done, of all, and the last one.
+
+    Returns:
+        The content of a result file, and why what is missing there was not published.
+
+    Raises:
+        BenchError: if pytest could not run the benchmarks, or one of them failed other
+            than by its control.
+    """
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    files = [bench_path(problem) for problem in problems]
+    with tempfile.TemporaryDirectory() as name:
+        rejected = _run(files, Path(name), progress)
+        benchmarks = json.loads((Path(name) / "benchmark.json").read_text())
+    measurements = [entry["extra_info"] for entry in benchmarks["benchmarks"]]
+    environments = [measurement.pop("environment") for measurement in measurements]
+    if not measurements:
+        raise BenchError("; ".join(rejected))
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "command": COMMAND,
+        "date": date,
+        "commit": commit(),
+        "sources": sha256_of_sources(problems),
+        "environment": environments[0],
+        "measurements": measurements,
+    }
+    return content, rejected
+
+
+def bench_path(problem: suite.Problem) -> Path:
+    """The file of a problem's benchmark."""
+    test = problem.test_path()
+    return test.with_name(test.name.replace("test_", "bench_", 1))
+
+
+def sources(problem: suite.Problem) -> list[Path]:
+    """The files that a measurement of a problem depends on."""
+    return [
+        problem.path("linen"),
+        problem.path("nnx"),
+        bench_path(problem),
+        suite.root() / "parity_tests" / "overhead_arms.py",
+    ]
+
+
+def sha256_of_sources(problems: Sequence[suite.Problem]) -> dict[str, str]:
+    """The SHA-256 of those files, by path in the suite."""
+    return {
+        path.relative_to(suite.root()).as_posix(): _sha256(path)
+        for problem in problems
+        for path in sources(problem)
+    }
+
+
+def result_path(content: dict[str, Any]) -> Path:
+    """Where the result of a whole run is kept in a clone.
+
+    Raises:
+        BenchError: if this is no clone.
+    """
+    folder = results_folder()
+    on_cpu = content["environment"]["device"].startswith("cpu")
+    return folder / f"overhead-{'cpu' if on_cpu else 'gpu'}.json"
+
+
+def results_folder() -> Path:
+    """The folder of kept results, in a clone.
+
+    Raises:
+        BenchError: if this is no clone.
+    """
+    if not (suite.root() / "docs").is_dir():
+        raise BenchError("results are kept in a clone of linen2nnx only: use --json")
+    folder = suite.root() / "docs" / "results"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write a result file in one step. The inverse of `load`."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a result file. The inverse of `save`.
+
+    Raises:
+        ValueError: if the file is no result of a version that this one reads.
+    """
+    content = json.loads(path.read_text())
+    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        raise ValueError(f"{path} is no {FORMAT} result of version {VERSION}")
+    return content
+
+
+def stale(content: dict[str, Any]) -> list[str]:
+    """What a result is older than: one line for each file that has changed since.
+
+    Example:
+        >>> stale({"sources": {}, "command": "linen2nnx bench --save"})
+        []
+    """
+    lines = []
+    for name, sha256 in content["sources"].items():
+        path = suite.root() / name
+        if not path.is_file() or _sha256(path) != sha256:
+            change = "changed" if path.is_file() else "gone"
+            lines.append(
+                f"{name} has {change} since the result was measured; "
+                f"`{content['command']}` renews it"
+            )
+    return lines
+
+
+def cheapest(content: dict[str, Any], problem: str) -> Cheapest | None:
+    """The nnx idiom that costs least when jitted; None if the problem has no figures.
+
+    An idiom counts with the number of layers where it is dearest beside Linen's.
+
+    Example:
+        >>> row = {"problem": "p", "what": "jitted", "mode": None, "layers": 4}
+        >>> rows = [{**row, "idiom": "nnx.jit", "ratio": 9.0}]
+        >>> rows += [{**row, "idiom": "held pure dict", "ratio": 0.99}]
+        >>> found = cheapest({"measurements": rows}, "p")
+        >>> found.idiom, found.ratio, found.reason
+        ('held pure dict', 0.99, None)
+    """
+    dearest: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for row in content["measurements"]:
+        of_nnx = row["idiom"] not in (REFERENCE, LIMIT)
+        if row["problem"] == problem and row["what"] == "jitted" and of_nnx:
+            key = row["idiom"], row["mode"]
+            if key not in dearest or row["ratio"] > dearest[key]["ratio"]:
+                dearest[key] = row
+    if not dearest:
+        return None
+    row = min(dearest.values(), key=lambda row: row["ratio"])
+    reason = None
+    if row["ratio"] > AS_CHEAP_AS_LINEN:
+        reason = (
+            f"the cheapest, {_idiom(row['idiom'], row['mode'])}, takes "
+            f"{row['ratio']:.2f} times Linen's time{_at(row['layers'])}"
+        )
+    return Cheapest(row["idiom"], row["mode"], row["ratio"], row["layers"], reason)
+
+
+def slope(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Seconds that one more layer takes: of the least-squares line through the rows.
+
+    Args:
+        rows: measurements of one idiom with different numbers of layers.
+
+    Returns:
+        None if there are fewer than two different numbers.
+
+    Example:
+        >>> slope([{"layers": 1, "seconds": 3.0}, {"layers": 5, "seconds": 11.0}])
+        2.0
+    """
+    points = [(row["layers"], row["seconds"]) for row in rows if row["layers"]]
+    if len({layers for layers, _ in points}) < 2:
+        return None
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    covariance = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    return covariance / sum((x - mean_x) ** 2 for x, _ in points)
+
+
+def render(content: dict[str, Any], rejected: Sequence[str] = ()) -> Group:
+    """A table per problem, its cheapest idiom, and what was not published."""
+    parts: list[Table | Text] = []
+    rows = content["measurements"]
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        parts += [
+            _table(problem, [row for row in rows if row["problem"] == problem]),
+            _verdict(cheapest(content, problem)),
+        ]
+    env = content["environment"]
+    where = env["cpu_model"] if env["device"].startswith("cpu") else env["device"]
+    parts.append(
+        Text(
+            f"Ratio to Linen's {rows[0]['clock']}, and its range within the run. "
+            f"flax {env['flax']}, jax {env['jax']}, python {env['python']}, {where}",
+            style="dim",
+        )
+    )
+    parts += [Text(f"not published: {line}", style="red") for line in rejected]
+    return Group(*parts)
+
+
+def _table(problem: str, rows: list[dict[str, Any]]) -> Table:
+    depths = sorted({row["layers"] for row in rows if row["layers"] is not None})
+    table = Table(title=problem, title_justify="left")
+    for name in ("what", "idiom", "mode"):
+        table.add_column(name)
+    for depth in depths or [None]:
+        head = "ratio" if depth is None else f"{depth} layer" + "s" * (depth > 1)
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("a call", justify="right", no_wrap=True)
+    if depths:
+        table.add_column("a layer", justify="right", no_wrap=True)
+    keys = list(dict.fromkeys((r["what"], r["idiom"], r["mode"]) for r in rows))
+    last = None
+    for what, idiom, mode in keys:
+        found = [
+            row
+            for row in rows
+            if (row["what"], row["idiom"], row["mode"]) == (what, idiom, mode)
+        ]
+        cells = {row["layers"]: _cell(row) for row in found}
+        per_layer = slope(found)
+        if last not in (None, what):
+            table.add_section()
+        table.add_row(
+            what if what != last else "",
+            idiom,
+            mode or "",
+            *(cells.get(depth, "") for depth in depths or [None]),
+            _microseconds(found[0]["seconds"]),
+            *([_microseconds(per_layer)] if per_layer is not None else []),
+        )
+        last = what
+    return table
+
+
+def _cell(row: dict[str, Any]) -> Text:
+    low, high = row["interval"]
+    cell = Text(f"{row['ratio']:.2f}", style="bold")
+    if row["idiom"] != REFERENCE:
+        cell.append(f" {low:.2f}-{high:.2f}", style="not bold dim")
+    return cell
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} us"
+
+
+def _verdict(found: Cheapest | None) -> Text:
+    if found is None:
+        return Text("no idiom was published\n", style="red")
+    if found.reason:
+        return Text(
+            f"no nnx idiom is within {AS_CHEAP_AS_LINEN} times Linen's jitted time: "
+            f"{found.reason}\n",
+            style="yellow",
+        )
+    return Text(
+        f"jitted, {_idiom(found.idiom, found.mode)} takes {found.ratio:.2f} times "
+        f"Linen's time{_at(found.layers)}\n",
+        style="green",
+    )
+
+
+def _idiom(idiom: str, mode: str | None) -> str:
+    return f"{idiom} in {mode} mode" if mode else idiom
+
+
+def _at(layers: int | None) -> str:
+    return f" at {layers} layer" + "s" * (layers > 1) if layers else ""
+
+
+def _run(
+    files: Sequence[Path], folder: Path, progress: Callable[[int, int, str], None]
+) -> list[str]:
+    """Run pytest on these files; the measurements that their control rejected."""
+    root = suite.root()
+    events, log = folder / "events.jsonl", folder / "log"
+    events.touch()
+    command = [
+        *(sys.executable, "-m", "pytest", *files),
+        *("-c", root / "pyproject.toml", "--rootdir", root, "--noconftest"),
+        *("--override-ini", "addopts=", "--override-ini", "pythonpath=."),
+        *("--import-mode", "importlib", "-p", "no:cacheprovider"),
+        *("-p", "linen2nnx.pytest_plugin", "-p", "no:randomly"),
+        *("--benchmark-enable", "--benchmark-json", folder / "benchmark.json"),
+        *("--linen2nnx-events", events),
+    ]
+    environment = {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTEST_ADDOPTS": "",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+    }
+    done = total = exit_status = 0
+    rejected: list[str] = []
+    errors: list[str] = []
+    pending = ""
+    with log.open("w") as output, _one_core() if _on_cpu() else nullcontext():
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        with events.open() as reader:
+            running = True
+            while running:
+                running = process.poll() is None
+                *lines, pending = (pending + reader.read()).split("\n")
+                for event in map(json.loads, lines):
+                    if event["event"] == "collected":
+                        total = event["tests"]
+                    elif event["event"] == "finished":
+                        exit_status = event["exit_status"]
+                    elif event["event"] == "test":
+                        done += 1
+                        name, problem = event["test"], event["message"] or ""
+                        if "ControlError" in problem.partition(":")[0]:
+                            rejected.append(f"{_short(name)}: {problem}")
+                        elif event["outcome"] != "passed":
+                            errors.append(f"{_short(name)}: {problem}")
+                        progress(done, total, _short(name))
+                    elif event["event"] == "error":
+                        errors.append(f"{event['test']}: {event['message']}")
+                if running:
+                    time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
+    if errors:
+        raise BenchError("; ".join(errors))
+    if not done or exit_status not in (0, 1):
+        last = (log.read_text().strip().splitlines() or ["no output"])[-1]
+        raise BenchError(
+            f"the benchmarks stopped with exit status {process.returncode}: {last}"
+        )
+    return rejected
+
+
+def _short(test: str) -> str:
+    """`.../surgery/bench_x.py::test_overhead[y]` is `surgery/x, y`."""
+    path, _, name = test.partition("::")
+    file = Path(path)
+    case = name.partition("[")[2].removesuffix("]")
+    return f"{file.parent.name}/{file.stem.removeprefix('bench_')}, {case}"
+
+
+def _on_cpu() -> bool:
+    """Whether JAX computes on the CPU."""
+    code = "import jax; print(jax.default_backend())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return found.stdout.strip() == "cpu"
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """What is started meanwhile runs on the last core only, where the system can."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of the clone; None outside of one."""
+    if not (suite.root() / ".git").exists():
+        return None
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=suite.root(), capture_output=True, text=True
+    )
+    return found.stdout.strip() or None
