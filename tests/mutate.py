@@ -4,7 +4,7 @@
 
 Needs the extra `mutation`. The mutants are those of cosmic-ray, and each statement of
 each function dropped in turn. Every mutant is written to a copy of the tree and tested
-in a process forked from one that has imported jax and flax already, so that a file takes
+in a process forked from one that has imported jax and flax, so that a file takes
 minutes and not hours. The example run under `if __name__ == "__main__"` is left alone.
 """
 
