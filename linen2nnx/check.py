@@ -100,6 +100,7 @@ class _Run:
         environment = {
             **compilation_cache(folder / "compiled"),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # two processes share a GPU
             "PYTEST_ADDOPTS": "",
         }
         with self.log.open("w") as log:
