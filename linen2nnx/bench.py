@@ -1,8 +1,6 @@
 """Run the benchmarks of the suite, keep what they measured, and say what it means.
 
-`bench` runs them in one pytest process. On CPU it is bound to one core from its start:
-a JAX that sees one core computes in the thread that asked for it, and CPU time is then
-what the idiom costs.
+`bench` runs them in one pytest process.
 
 A result file is JSON:
 
@@ -34,8 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,11 +95,12 @@ def bench(
     files = [bench_path(problem) for problem in problems]
     with tempfile.TemporaryDirectory() as name:
         rejected = _run(files, Path(name), progress)
-        benchmarks = json.loads((Path(name) / "benchmark.json").read_text())
-    measurements = [entry["extra_info"] for entry in benchmarks["benchmarks"]]
+        kept = Path(name) / "benchmark.json"
+        if not kept.is_file():
+            raise BenchError(f"nothing was published: {'; '.join(rejected)}")
+        benchmarks = json.loads(kept.read_text())["benchmarks"]
+    measurements = [entry["extra_info"] for entry in benchmarks]
     environments = [measurement.pop("environment") for measurement in measurements]
-    if not measurements:
-        raise BenchError("; ".join(rejected))
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -368,14 +366,14 @@ def _run(
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
         "PYTEST_ADDOPTS": "",
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
+        "PYTEST_XDIST_WORKER": "",  # inherited, it would disable the benchmarks
         "JAX_ENABLE_COMPILATION_CACHE": "0",
     }
     done = total = exit_status = 0
     rejected: list[str] = []
     errors: list[str] = []
     pending = ""
-    with log.open("w") as output, _one_core() if _on_cpu() else nullcontext():
+    with log.open("w") as output:
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=folder,
@@ -425,28 +423,7 @@ def _short(test: str) -> str:
     path, _, name = test.partition("::")
     file = Path(path)
     case = name.partition("[")[2].removesuffix("]")
-    return f"{file.parent.name}/{file.stem.removeprefix('bench_')}, {case}"
-
-
-def _on_cpu() -> bool:
-    """Whether JAX computes on the CPU."""
-    code = "import jax; print(jax.default_backend())"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return found.stdout.strip() == "cpu"
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    """What is started meanwhile runs on the last core only, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
+    return f"{file.parent.name}/{file.stem.removeprefix('bench_')}, {case or name}"
 
 
 def _sha256(path: Path) -> str:

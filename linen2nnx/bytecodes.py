@@ -31,6 +31,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -91,11 +92,13 @@ def count(function: Callable[[], Any]) -> int:
 def _count_once(function: Callable[[], Any]) -> int:
     monitoring = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
     tool = monitoring.PROFILER_ID
+    thread = threading.get_ident()
     executed = 0
 
     def add(code: Any, offset: int) -> None:
         nonlocal executed
-        executed += 1
+        if threading.get_ident() == thread:
+            executed += 1
 
     monitoring.use_tool_id(tool, "linen2nnx")
     try:

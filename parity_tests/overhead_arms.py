@@ -175,6 +175,8 @@ def pytest_generate_tests(metafunc):
     bench = metafunc.module.BENCHMARK
     option = metafunc.config.getoption
     is_timed = option("benchmark_enable") or not option("benchmark_disable")
+    if is_timed:
+        overhead.dispatch_synchronously()
     cases = [
         pytest.param(what, *key, layers, id=overhead.label(what, *key, layers))
         for layers in (bench.layers if is_timed else bench.layers[:1])

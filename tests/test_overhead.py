@@ -1,0 +1,473 @@
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import flax
+import pytest
+from flax import nnx
+from typer.testing import CliRunner
+
+from linen2nnx import bench, cli, overhead, suite
+from linen2nnx.overhead import Arm, Comparison
+
+CLOCK = "cpu time"
+ENVIRONMENT = {
+    "python": "3.12.3",
+    "flax": "0.12.12",
+    "jax": "0.12.0.1",
+    "device": "cpu: cpu",
+    "cpu_model": "an exact one",
+}
+
+
+def work():
+    return sum(range(3000))
+
+
+def test_twice_the_work_takes_twice_as_long():
+    times = overhead.compare(
+        [Arm("once", work), Arm("twice", lambda: (work(), work()))],
+        clock=CLOCK,
+        max_seconds=3,
+    )
+    assert 1.8 < times.ratio(("twice", None)) < 2.2
+    assert times.ratio(("once", None)) == 1
+    assert abs(times.control_ratio - 1) <= 0.05
+    for key in times.samples[CLOCK]:
+        low, high = times.interval(key)
+        assert low <= times.ratio(key) <= high
+        assert len(times.samples["wall time"][key]) == times.rounds >= 5
+
+
+def test_the_interval_is_the_range_over_fifths_of_the_rounds():
+    linen, ours = ("Linen", None), ("nnx.jit", "tree")
+    ratios = [2.0, 2.0, 3.0, 2.5, 2.0]
+    times = Comparison(
+        CLOCK,
+        linen,
+        {
+            CLOCK: {
+                linen: [1.0, 1.0] * 5,
+                ours: [s for ratio in ratios for s in (ratio, ratio + 1)],
+            }
+        },
+        {CLOCK: [1.01] * 10},
+    )
+    assert times.ratio(ours) == 2
+    assert times.interval(ours) == (2, 3)
+    assert not times.is_tight
+    assert times.control_ratio == 1.01
+    assert times.rounds == 10
+
+
+@pytest.fixture
+def controls(monkeypatch):
+    """Every sample of the first arm as the control takes the next of these factors."""
+    factors = []
+
+    def measure(arms, repeats, clock, max_seconds):
+        samples = {CLOCK: {arm.key: [1.0] * 5 for arm in arms}}
+        return Comparison(clock, arms[0].key, samples, {CLOCK: [factors.pop(0)] * 5})
+
+    monkeypatch.setattr(overhead, "_measure", measure)
+    return factors
+
+
+def test_a_control_that_is_off_is_tried_again(controls):
+    controls += [1.06, 0.94, 1.04]
+    times = overhead.compare([Arm("a", work), Arm("b", work)], clock=CLOCK)
+    assert times.control_ratio == 1.04
+
+
+def test_a_control_that_stays_off_rejects_the_comparison(controls):
+    controls += [1.06, 0.94, 1.2]
+    with pytest.raises(overhead.ControlError, match=r"1\.060, 0\.940, 1\.200 in 3 tri"):
+        overhead.compare([Arm("a", work), Arm("b", work)], clock=CLOCK)
+
+
+def test_the_control_is_timed_like_any_other_arm():
+    """Time that depends on when the arm runs within a round shows in the control."""
+    now = 0
+
+    def slower_and_slower():
+        nonlocal now
+        now += 1
+        return sum(range(1000 * now))
+
+    order = []
+    times = overhead._measure(
+        [
+            Arm("a", lambda: order.append("a")),
+            Arm("b", lambda: order.append("b")),
+            Arm("c", slower_and_slower),
+        ],
+        [1, 1, 1],
+        CLOCK,
+        0,
+    )
+    each = "aa", "bb", "aa"  # untimed and timed; c appends nothing
+    there, back = "".join(each), "".join(reversed(each))
+    assert "".join(order) == there + back + there + back + there
+    assert times.rounds == 5
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_what_is_changed_while_timing_is_restored(collects):
+    cores = overhead._cores()
+    seen = []
+
+    def look():
+        seen.append((gc.isenabled(), overhead._cores()))
+        if len(seen) > 3:
+            raise ZeroDivisionError
+
+    try:
+        gc.enable() if collects else gc.disable()
+        with pytest.raises(ZeroDivisionError):
+            overhead.compare([Arm("a", look), Arm("b", look)], clock=CLOCK)
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
+    assert overhead._cores() == cores
+    assert {enabled for enabled, _ in seen} == {False}
+    if cores:
+        assert {len(found) for _, found in seen} == {1}
+
+
+def test_an_arm_runs_in_its_mode():
+    seen, before = set(), nnx.set_graph_mode.current_value()
+
+    def look():
+        seen.add(nnx.set_graph_mode.current_value())
+
+    arms = [Arm("a", look, "tree"), Arm("b", look, "tree")]
+    with contextlib.suppress(overhead.ControlError):
+        overhead.compare(arms, clock=CLOCK, max_seconds=0)
+    assert seen == {False}
+    assert before == nnx.set_graph_mode.current_value()
+
+
+def test_each_prepared_thing_is_used_once():
+    prepared, used = iter(range(10**6)), []
+    arm = Arm("a", lambda n: used.append(n), prepare=lambda: next(prepared))
+    overhead._sample(arm, 3)
+    assert used == [0, 1, 2]
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "a"]])
+def test_arms_must_differ(names):
+    with pytest.raises(ValueError, match="two or more different arms"):
+        overhead.compare([Arm(name, work) for name in names], clock=CLOCK)
+
+
+def row(idiom, ratio=2.0, **other):
+    return {
+        "problem": "c/p",
+        "what": "jitted",
+        "idiom": idiom,
+        "mode": None,
+        "layers": None,
+        "ratio": ratio,
+        "interval": [ratio, ratio],
+        "clock": CLOCK,
+        "seconds": ratio * 1e-5,
+        **other,
+    }
+
+
+def content(*rows, **other):
+    return {
+        "format": "linen2nnx bench",
+        "version": 1,
+        "command": bench.COMMAND,
+        "sources": {},
+        "environment": ENVIRONMENT,
+        "measurements": list(rows),
+        **other,
+    }
+
+
+def test_cheapest_is_judged_by_its_dearest_size():
+    result = content(
+        row("Linen", 1.0, layers=1),
+        row("jax.numpy", 0.5, layers=1),
+        row("held pure dict", 0.9, layers=1),
+        row("held pure dict", 1.04, layers=4),
+        row("nnx.jit", 0.8, layers=1, mode="tree"),
+        row("nnx.jit", 1.2, layers=4, mode="tree"),
+        row("attribute assignment", 0.1, what="eager"),
+    )
+    assert bench.cheapest(result, "c/p") == bench.Cheapest(
+        "held pure dict", None, 1.04, 4, None
+    )
+    assert bench.cheapest(result, "c/other") is None
+
+
+def test_cheapest_says_why_none_is_as_cheap_as_linen():
+    result = content(row("nnx.jit", 1.3, layers=4, mode="tree"), row("x", 1.4))
+    reason = bench.cheapest(result, "c/p").reason
+    assert reason == (
+        "the cheapest, nnx.jit in tree mode, takes 1.30 times Linen's time at 4 layers"
+    )
+
+
+def test_slope_is_of_the_least_squares_line():
+    rows = [row("x", layers=n, seconds=2.0 * n + 5) for n in (1, 4, 16)]
+    assert bench.slope(rows) == pytest.approx(2)
+    assert bench.slope(rows[:1]) is None
+    assert bench.slope([row("x"), row("x")]) is None
+
+
+def test_render_shows_every_figure_and_what_is_missing():
+    from rich.console import Console
+
+    result = content(
+        row("nnx.jit", 1.23, layers=1, mode="tree", interval=[1.2, 1.27], seconds=1e-5),
+        row("nnx.jit", 4.56, layers=4, mode="tree", interval=[4.5, 4.6], seconds=4e-5),
+    )
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(bench.render(result, ["c/p, jitted: the control was off"]))
+    text = console.export_text()
+    for expected in (
+        "1.23 1.20-1.27",
+        "4.56 4.50-4.60",
+        "10.0 us",
+        "tree",
+        "no nnx idiom is within 1.05",
+        "not published: c/p, jitted: the control was off",
+        "an exact one",
+    ):
+        assert expected in text
+
+
+def test_save_and_load_are_inverse(tmp_path):
+    result = content(row("Linen", 1.0))
+    bench.save(result, tmp_path / "r.json")
+    assert bench.load(tmp_path / "r.json") == result
+    bench.save({**result, "version": 2}, tmp_path / "r.json")
+    with pytest.raises(ValueError, match="no linen2nnx bench result of version 1"):
+        bench.load(tmp_path / "r.json")
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A suite of one problem, whose benchmark is to be written."""
+    root = tmp_path / "clone"
+    for folder in ("linen_impl/c", "nnx_impl/c", "parity_tests/c", "docs"):
+        (root / folder).mkdir(parents=True)
+    for file in ("linen_impl/c/p.py", "nnx_impl/c/p.py", "parity_tests/c/bench_p.py"):
+        (root / file).write_text('"""A problem."""\n')
+    (root / "parity_tests/overhead_arms.py").write_text("")
+    shutil.copy(suite.root() / "pyproject.toml", root)
+    monkeypatch.setattr(suite, "root", lambda: root)
+    return root
+
+
+def test_a_result_older_than_its_sources_is_found(clone):
+    sources = bench.sha256_of_sources([suite.Problem("c/p")])
+    result = content(sources=sources)
+    assert bench.stale(result) == []
+    (clone / "nnx_impl/c/p.py").write_text("changed")
+    (clone / "parity_tests/c/bench_p.py").unlink()
+    assert bench.stale(result) == [
+        "nnx_impl/c/p.py has changed since the result was measured; "
+        "`linen2nnx bench --save` renews it",
+        "parity_tests/c/bench_p.py has gone since the result was measured; "
+        "`linen2nnx bench --save` renews it",
+    ]
+
+
+TINY_BENCHMARK = """
+import pytest
+from linen2nnx import overhead
+
+overhead.dispatch_synchronously()
+
+@pytest.mark.benchmark(timer=overhead.recorded_time)
+def test_overhead(benchmark):
+    linen, ours = ("Linen", None), ("nnx.jit", "tree")
+    samples = {linen: [1.0, 1.5, 1.0, 1.0, 1.0], ours: [2.5, 2.0, 2.0, 2.0, 9.0]}
+    times = overhead.Comparison(
+        "cpu time", linen, {"cpu time": samples}, {"cpu time": samples[linen]}
+    )
+    labels = {"problem": "c/p", "what": "jitted", "layers": 4}
+    overhead.record(benchmark, times, ours, **labels)
+"""
+NOISY_BENCHMARK = """
+from linen2nnx import overhead
+
+def test_noisy():
+    raise overhead.ControlError("the control was 1.08")
+"""
+
+
+def test_bench_of_a_tiny_problem(clone):
+    """The whole way: pytest, pytest-benchmark's file, the result."""
+    (clone / "parity_tests/c/bench_p.py").write_text(TINY_BENCHMARK + NOISY_BENCHMARK)
+    seen = []
+    result, rejected = bench.bench(
+        [suite.Problem("c/p")], lambda *progress: seen.append(progress)
+    )
+    assert result["measurements"] == [
+        {
+            "problem": "c/p",
+            "what": "jitted",
+            "idiom": "nnx.jit",
+            "mode": "tree",
+            "layers": 4,
+            "ratio": 2.0,
+            "interval": [1.3333333333333333, 9.0],
+            "rounds": 5,
+            "control": 1.0,
+            "clock": CLOCK,
+            "seconds": 2.0,
+            "linen_seconds": 1.0,
+        }
+    ]
+    (line,) = rejected
+    assert line.startswith("c/p, test_noisy: ")
+    assert line.endswith("ControlError: the control was 1.08")
+    assert [(done, total) for done, total, _ in seen] == [(1, 2), (2, 2)]
+    environment = result["environment"]
+    assert environment["flax"] == flax.__version__
+    assert environment["device"] == "cpu: cpu"
+    assert environment["cpu_model"]
+    assert environment["async_dispatch"] == "off"
+    assert result["commit"] is None
+    assert result["sources"] == bench.sha256_of_sources([suite.Problem("c/p")])
+    bench.save(result, clone / "docs" / "r.json")
+    assert bench.load(clone / "docs" / "r.json") == result
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def test_x():\n    raise KeyError('gone')", "c/p, test_x: KeyError: 'gone'"),
+        (NOISY_BENCHMARK, "nothing was published: c/p, test_noisy: "),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("", "the benchmarks stopped with exit status"),
+    ],
+)
+def test_benchmarks_that_fail_are_an_error(clone, code, message):
+    (clone / "parity_tests/c/bench_p.py").write_text(code)
+    with pytest.raises(bench.BenchError) as error:
+        bench.bench([suite.Problem("c/p")])
+    assert message in str(error.value)
+
+
+def test_samples_are_played_back_to_pytest_benchmark(tmp_path):
+    (tmp_path / "bench_p.py").write_text(TINY_BENCHMARK)
+    file = tmp_path / "kept.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", tmp_path / "bench_p.py"),
+            *("-c", os.devnull, "--rootdir", tmp_path),
+            *("-p", "no:randomly", "-p", "no:cacheprovider"),
+            *("--benchmark-json", file),
+        ],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTEST_XDIST_WORKER": ""},
+    )
+    (kept,) = json.loads(file.read_text())["benchmarks"]
+    extra = kept["extra_info"]
+    assert kept["stats"]["data"] == [2.5, 2.0, 2.0, 2.0, 9.0]
+    assert kept["stats"]["min"] == extra["seconds"] == 2
+    assert kept["group"] == "c/p, jitted, 4 layers"
+    assert extra["ratio"] == 2
+    assert {"flax", "jax", "device", "cpu_model"} <= set(extra["environment"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such"], "no problem is named 'no_such'"),
+        (["replace_kernel", "--save"], "--save keeps a run of all problems"),
+        (["--json", "/no/such/folder/x.json"], "is no folder to write x.json to"),
+    ],
+)
+def test_command_says_what_is_wrong(arguments, message):
+    result = CliRunner().invoke(cli.app, ["bench", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_command_prints_and_writes(clone, monkeypatch, tmp_path):
+    result = content(row("held pure dict", 0.99))
+    monkeypatch.setattr(suite, "problems", lambda: [suite.Problem("c/p")])
+    monkeypatch.setattr(bench, "bench", lambda *_: (result, []))
+    file = tmp_path / "x.json"
+    ran = CliRunner().invoke(cli.app, ["bench", "--save", "--json", str(file)])
+    assert ran.exit_code == 0, ran.output
+    assert "held pure dict takes 0.99 times" in ran.stdout
+    assert bench.load(file) == bench.load(clone / "docs/results/overhead-cpu.json")
+
+    monkeypatch.setattr(bench, "bench", lambda *_: (result, ["c/p: too noisy"]))
+    assert CliRunner().invoke(cli.app, ["bench"]).exit_code == 1
+
+
+PROBLEMS = [problem.name for problem in suite.problems()]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_nnx_gives_the_compiler_the_program_that_linen_does(problem):
+    """So that their compilation, and what runs on the device, are not timed apart."""
+    arms = importlib.import_module("parity_tests.overhead_arms")
+    module = "parity_tests." + problem.replace("/", ".bench_")
+    benchmark = importlib.import_module(module).BENCHMARK
+    pair = benchmark.make_pair(benchmark.layers[0])
+    programs = {
+        key: _program_text(arms.make_arm(pair, arms.TRACE, *key))
+        for key in [("Linen", None), *arms.SAME_PROGRAM_IDIOMS]
+    }
+    assert len(set(programs.values())) == 1, programs
+    assert programs["Linen", None] != _program_text(
+        arms.make_arm(pair, arms.TRACE, "nnx.jit", "graph")
+    )  # which returns the edited model as well
+
+
+def _program_text(arm):
+    """The lowered program without the name of the Python function."""
+    with overhead.in_mode(arm.mode):
+        first, *rest = arm.function().as_text().splitlines()
+    assert first.startswith("module @")
+    return "\n".join(rest).replace('"result[0]"', '"result"')
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_problem_has_a_benchmark_with_every_measured_thing(problem):
+    module = "parity_tests." + problem.replace("/", ".bench_")
+    benchmark = importlib.import_module(module).BENCHMARK
+    assert benchmark.problem == problem
+    assert set(benchmark.idioms) == {
+        "jitted",
+        "eager",
+        "edit",
+        "first call: trace",
+        "first call: compile",
+    }
+    for keys in benchmark.idioms.values():
+        assert keys[0] == ("Linen", None)
+        assert keys[-1] == ("jax.numpy", None)
+
+
+KEPT = sorted(Path(suite.root(), "docs", "results").glob("overhead-*.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
+def test_kept_results_are_of_this_code(path):
+    result = bench.load(path)
+    assert not bench.stale(result)
+    assert {row["problem"] for row in result["measurements"]} == set(PROBLEMS)
+    assert all(abs(row["control"] - 1) <= 0.05 for row in result["measurements"])
+    for row in result["measurements"]:
+        low, high = row["interval"]
+        assert low <= row["ratio"] <= high
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["linen_seconds"])
