@@ -10,8 +10,6 @@ After it, it writes each page as Markdown, and `llms.txt`. It measures nothing.
 
 import argparse
 import ast
-import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -21,14 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linen2nnx import report, suite
+from linen2nnx import bench, report, suite
 
 ROOT = suite.root()
 DOCS = ROOT / "docs"
 FRAGMENTS = ROOT / "build" / "fragments"
 SITE = ROOT / "site"
-
-AS_CHEAP_AS_LINEN = 1.05  # a ratio of time to Linen's, up to which a cost is the same
 
 CHECKS = {  # linen2nnx.parity.CHECKS, and what each compares
     "structure": "the leaves, their shapes and dtypes, and the starting values",
@@ -242,16 +238,16 @@ def parity_fragment(name: str, results: list[report.Results]) -> str:
     compared = {check for o in outcomes.values() for check in o.compared}
     modes = " | ".join(f"leaves, {mode} mode" for mode in outcomes)
     lines = [
-        f"| check | what is compared | {modes} | largest difference |",
-        "| --- | --- |" + " ---: |" * (len(outcomes) + 1),
+        f"| check | {modes} | largest difference |",
+        "| --- |" + " ---: |" * (len(outcomes) + 1),
     ]
     for check in [*CHECKS, *sorted(compared - CHECKS.keys())]:
         if check in compared:
             found = [o.compared.get(check) for o in outcomes.values()]
             counts = " | ".join(str(c["leaves"]) if c else "0" for c in found)
             largest = max(float(c["largest_difference"]) for c in found if c)
-            what = CHECKS.get(check, "")
-            lines.append(f"| {check} | {what} | {counts} | {largest:.3g} |")
+            what = f"**{check}** <small>{CHECKS.get(check, '')}</small>"
+            lines.append(f"| {what} | {counts} | {largest:.3g} |")
     tests = " and ".join(f"{o.tests} in {mode} mode" for mode, o in outcomes.items())
     test_file = f"parity_tests/{name.replace('/', '/test_')}.py"
     summary = f"Verdict: **{_verdict(result, name)}**. `{test_file}` ran {tests}."
@@ -313,18 +309,25 @@ def runs_fragment(results: list[report.Results]) -> str:
     last = results[0]
     lines += [
         "",
-        f"Measured by `{last.command}` on {last.environment['device']}, "
+        f"Measured by `{last.command}` on {_device(last.environment)}, "
         f"{last.environment['platform']}.",
         "{ .source }",
     ]
     return "\n".join(lines)
 
 
+def _device(env: dict[str, str]) -> str:
+    """Its model where that is known: `cpu: cpu` says no more than CPU."""
+    kind, _, model = env["device"].partition(": ")
+    if kind == "cpu":
+        return env.get("cpu_model", "CPU")
+    return model
+
+
 def _provenance(env: dict[str, str], date: str, command: str, file: str) -> str:
-    device = env.get("cpu_model") or env["device"]
     return (
         f"flax {env['flax']}, jax {env['jax']}, jaxlib {env['jaxlib']}, "
-        f"Python {env['python']}; {device}; {date[:10]}; "
+        f"Python {env['python']}; {_device(env)}; {date[:10]}; "
         f"`{command}`; [the result file](../results/{file})."
     )
 
@@ -338,13 +341,10 @@ def overhead_results() -> dict[str, dict[str, Any]]:
     for device in DEVICES:
         path = DOCS / "results" / f"overhead-{device}.json"
         if path.is_file():
-            content = json.loads(path.read_text())
-            if (content.get("format"), content.get("version")) != (
-                "linen2nnx bench",
-                1,
-            ):
-                raise SiteError(f"{path} is no linen2nnx bench result of version 1")
-            found[device] = content
+            try:
+                found[device] = bench.load(path)
+            except ValueError as error:
+                raise SiteError(str(error)) from error
     return found
 
 
@@ -352,27 +352,22 @@ def _measurements(result: dict[str, Any], name: str, what: str) -> list[dict[str
     return [
         row
         for row in result["measurements"]
-        if row["problem"] == name and row["what"] == what and row["idiom"] != "Linen"
+        if row["problem"] == name
+        and row["what"] == what
+        and row["idiom"] != bench.REFERENCE
     ]
 
 
-def _idiom(row: dict[str, Any]) -> str:
-    mode = f", {row['mode']} mode" if row["mode"] else ""
-    return f"{row['idiom']}{mode}"
+def _idiom(idiom: str, mode: str | None) -> str:
+    if idiom == bench.LIMIT:
+        return f"{idiom}, no framework"
+    return f"{idiom}, {mode} mode" if mode else idiom
 
 
-def _is_limit(row: dict[str, Any]) -> bool:
-    """Whether it is the same arithmetic without a framework."""
-    return "jax.numpy" in row["idiom"]
-
-
-def cheapest(result: dict[str, Any] | None, name: str) -> tuple[str, float] | None:
-    """The nnx idiom that is cheapest when jitted, and its ratio at its worst depth."""
-    worst: dict[str, float] = {}
-    for row in _measurements(result, name, "jitted") if result else []:
-        if not _is_limit(row):
-            worst[_idiom(row)] = max(worst.get(_idiom(row), 0.0), row["ratio"])
-    return min(worst.items(), key=lambda item: item[1]) if worst else None
+def _cheapest(overhead: dict[str, dict[str, Any]], name: str) -> str:
+    """What jitted code costs on CPU in the cheapest nnx idiom."""
+    best = bench.cheapest(overhead["cpu"], name) if "cpu" in overhead else None
+    return f"{best.ratio:.2f} times Linen" if best else "not measured"
 
 
 def cost_fragment(name: str, results: dict[str, dict[str, Any]]) -> str:
@@ -383,14 +378,12 @@ def cost_fragment(name: str, results: dict[str, dict[str, Any]]) -> str:
         if result is None or not any(
             row["problem"] == name for row in result["measurements"]
         ):
-            parts.append(
+            what = (
                 f"**{title} results are missing.** On a machine with a {title}, "
-                f"`linen2nnx bench {name} --save` writes "
-                f"`docs/results/overhead-{device}.json`."
                 if result is None
-                else f"**This problem was not measured on {title}.** "
-                f"`linen2nnx bench {name} --save` does it."
+                else f"**No result of this problem on {title}.** "
             )
+            parts.append(f"{what}`{bench.COMMAND}` in a clone fills them in.")
             continue
         if device != "cpu":
             parts.append(f"**On {title}**")
@@ -399,32 +392,40 @@ def cost_fragment(name: str, results: dict[str, dict[str, Any]]) -> str:
 
 
 def _cost_parts(name: str, result: dict[str, Any], file: str) -> Iterator[str]:
-    best = cheapest(result, name)
+    best = bench.cheapest(result, name)
     if best is not None:
-        idiom, ratio = best
-        as_cheap = ratio <= AS_CHEAP_AS_LINEN
+        where = "" if best.layers is None else f" at its worst, {_layers(best.layers)}"
+        limit = bench.AS_CHEAP_AS_LINEN
+        verdict = (
+            f"no nnx idiom is within {limit} times"
+            if best.reason
+            else "as cheap as Linen"
+        )
         yield (
-            f"Jitted, **{idiom}** costs {ratio:.2f} times Linen's time"
-            f"{', at its worst depth' if _depths(name, result) else ''}: "
-            + (
-                "as cheap as Linen."
-                if as_cheap
-                else f"no nnx idiom is within {AS_CHEAP_AS_LINEN} times."
-            )
+            f"Jitted, **{_idiom(best.idiom, best.mode)}** costs {best.ratio:.2f} times "
+            f"Linen's time{where}: {verdict}."
         )
     if _is_stale(name, result):
         yield (
-            '!!! warning "Older than the code"\n\n'
-            "    The twins have changed since this was measured."
+            '!!! note "Older than the code"\n\n'
+            "    A file has changed since this was measured. "
+            f"`{bench.COMMAND}` renews it."
         )
-    for what, title in MEASURED.items():
-        if rows := _measurements(result, name, what):
-            yield _cost_table(title, rows)
+    tables = [
+        _cost_table(title, rows)
+        for what, title in MEASURED.items()
+        if (rows := _measurements(result, name, what))
+    ]
+    style = "costs" if _depths(name, result) else "costs single"
+    yield f'<div class="{style}" markdown>'
+    yield from tables
+    yield "</div>"
     env = result["environment"]
     source = _provenance(env, result["date"], result["command"], file)
     controls = [row["control"] for row in result["measurements"]]
     yield (
-        "Time relative to Linen's; the range is the interval of the ratio. "
+        "Time over Linen's, with the range of the ratio within the run; "
+        "[how it is measured, and what the idioms are](../cost.md). "
         f"Control between {min(controls):.2f} and {max(controls):.2f}. {source}\n"
         "{ .source }"
     )
@@ -436,22 +437,22 @@ def _depths(name: str, result: dict[str, Any]) -> list[int]:
 
 
 def _is_stale(name: str, result: dict[str, Any]) -> bool:
-    paths = [f"{side}_impl/{name}.py" for side in ("linen", "nnx")]
-    return any(
-        hashlib.sha256((ROOT / path).read_bytes()).hexdigest()
-        != result["sources"].get(path)
-        for path in paths
-    )
+    now = bench.sha256_of_sources([suite.find(name)])
+    return any(result["sources"].get(path) != sha256 for path, sha256 in now.items())
 
 
 def _cost_table(title: str, rows: list[dict[str, Any]]) -> str:
     """Idioms by depth; each cell has a ratio, its interval and a bar."""
     depths = sorted({row["layers"] for row in rows}, key=lambda n: (n is not None, n))
-    heads = ["ratio" if d is None else _layers(d) for d in depths]
+    linen = {row["layers"]: _seconds(row["linen_seconds"]) for row in rows}
+    heads = [
+        f"{'ratio' if d is None else _layers(d)}<br><small>Linen {linen[d]}</small>"
+        for d in depths
+    ]
     longest = max(row["ratio"] for row in rows)
     by_idiom: dict[str, dict[Any, dict[str, Any]]] = {}
     for row in rows:
-        by_idiom.setdefault(_idiom(row), {})[row["layers"]] = row
+        by_idiom.setdefault(_idiom(row["idiom"], row["mode"]), {})[row["layers"]] = row
     lines = [
         f"| {title} | {' | '.join(heads)} |",
         "| --- |" + " --- |" * len(depths),
@@ -460,18 +461,23 @@ def _cost_table(title: str, rows: list[dict[str, Any]]) -> str:
         texts = []
         for depth in depths:
             if depth not in cells:
-                texts.append("")
+                texts.append("not published")
                 continue
             row = cells[depth]
             low, high = row["interval"]
             style = f"--v:{100 * row['ratio'] / longest:.1f};--one:{100 / longest:.1f}"
             texts.append(
-                f"**{row['ratio']:.2f}** <small>{low:.2f} to {high:.2f}</small>"
+                f"**{row['ratio']:.2f}** <small>{low:.2f} to {high:.2f}</small> "
                 f'<span class="bar" style="{style}" aria-hidden="true"></span>'
             )
         lines.append(f"| {idiom} | {' | '.join(texts)} |")
-    table = "\n".join(lines)
-    return f'<div class="costs" markdown>\n\n{table}\n\n</div>'
+    return "\n".join(lines)
+
+
+def _seconds(seconds: float) -> str:
+    units = {"s": 1.0, "ms": 1e-3, "\u00b5s": 1e-6}
+    unit = next((unit for unit, size in units.items() if seconds >= size), "\u00b5s")
+    return f"{seconds / units[unit]:.3g} {unit}"
 
 
 def _layers(count: int) -> str:
@@ -490,7 +496,7 @@ def cost_runs_fragment(results: dict[str, dict[str, Any]]) -> str:
         env = result["environment"]
         controls = [row["control"] for row in result["measurements"]]
         lines.append(
-            f"| {env.get('cpu_model') or env['device']} | {env['flax']} | {env['jax']} "
+            f"| {_device(env)} | {env['flax']} | {env['jax']} "
             f"| {env['python']} | {len(controls)} "
             f"| {min(controls):.2f} to {max(controls):.2f} | {result['date'][:10]} "
             f"| [JSON](results/overhead-{device}.json) |"
@@ -500,7 +506,7 @@ def cost_runs_fragment(results: dict[str, dict[str, Any]]) -> str:
             lines += [
                 "",
                 f"{title} results are missing. On a machine with a {title}, "
-                "`linen2nnx bench --save` fills them in.",
+                f"`{bench.COMMAND}` in a clone fills them in.",
             ]
     return "\n".join(lines)
 
@@ -513,8 +519,9 @@ def facts_fragment(
 ) -> str:
     """Parity, cost and releases in one row."""
     parity = _verdict(results[0], name) if results else "not measured"
-    best = cheapest(overhead.get("cpu"), name)
-    cost = f"{best[1]:.2f} times Linen, {best[0]}" if best else "not measured"
+    best = bench.cheapest(overhead["cpu"], name) if "cpu" in overhead else None
+    idiom = f", {_idiom(best.idiom, best.mode)}" if best else ""
+    cost = f"{_cheapest(overhead, name)}{idiom}"
     holding = [r.environment["flax"] for r in reversed(results) if _holds(r, name)]
     return "\n".join(
         [
@@ -541,13 +548,12 @@ def problems_fragment(
     ]
     for page in pages():
         name = page.problem.name
-        best = cheapest(overhead.get("cpu"), name)
         holding = [r.environment["flax"] for r in reversed(results) if _holds(r, name)]
         lines.append(
             f"| **{page.link()}** <small>{page.problem.description}</small> "
             f"| {page.problem.chapter} "
             f"| {_verdict(results[0], name) if results else 'not measured'} "
-            f"| {f'{best[1]:.2f} times Linen' if best else 'not measured'} "
+            f"| {_cheapest(overhead, name)} "
             f"| {f'{len(holding)} of {len(results)}' if results else 'none run'} |"
         )
     return "\n".join([*lines, "", "</div>"])
@@ -628,7 +634,8 @@ def reference_url(full: str) -> str:
 def reference_fragment(problem: suite.Problem) -> str:
     """Links to the reference of everything that each side calls."""
     lines = []
-    for side, title in (("linen", "Linen"), ("nnx", "nnx")):
+    titles: dict[suite.Side, str] = {"linen": "Linen", "nnx": "nnx"}
+    for side, title in titles.items():
         links = [
             f"[`{written}`]({reference_url(full)})"
             for written, full in apis(problem, side).items()
@@ -697,7 +704,7 @@ def plain(text: str) -> str:
         if re.match(r"</?div|\{ \.\w+ \}$", line):
             continue
         line = re.sub(r"<span class=.bar.*?</span>", "", line)
-        line = re.sub(r"</?small>", "", line)
+        line = re.sub(r"<br>", " ", re.sub(r"</?small>", "", line))
         line = re.sub(r"^(#+ .*?) \{ .*\}$", r"\1", line)
         out.append(line)
     return (

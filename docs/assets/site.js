@@ -103,25 +103,27 @@ function markRemarks(pair, index) {
       if (line) line.dataset.remark = number;
     }
   });
-  const light = on => event => {
-    const at = event.target.closest("[data-remark]");
-    if (at) pair.querySelectorAll(`[data-remark="${at.dataset.remark}"]`)
-      .forEach(each => each.classList.toggle("lit", on));
+  const light = () => {
+    const at = pair.querySelector("[data-remark]:hover")
+      || pair.querySelector("[data-remark]:focus-within");
+    for (const each of pair.querySelectorAll("[data-remark]"))
+      each.classList.toggle("lit", Boolean(at) && each.dataset.remark === at.dataset.remark);
   };
-  for (const [start, end] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
-    pair.addEventListener(start, light(true));
-    pair.addEventListener(end, light(false));
-  }
+  for (const name of ["mouseover", "mouseout", "mouseleave", "focusin", "focusout"])
+    pair.addEventListener(name, () => requestAnimationFrame(light));
+}
+
+/* What scrolls sideways by itself can be reached with the keyboard. */
+function reachable(element) {
+  new ResizeObserver(() => {
+    if (element.scrollWidth > element.clientWidth) element.tabIndex = 0;
+    else element.removeAttribute("tabindex");
+  }).observe(element);
 }
 
 document.querySelectorAll("[data-filter]").forEach(filterTable);
 document.querySelectorAll(".cmp").forEach(markRemarks);
-
-/* A wide table scrolls by itself; let the keyboard reach it. */
-document.querySelectorAll(".md-typeset__scrollwrap").forEach(wrap => {
-  const watch = () => {
-    if (wrap.scrollWidth > wrap.clientWidth) wrap.tabIndex = 0;
-    else wrap.removeAttribute("tabindex");
-  };
-  new ResizeObserver(watch).observe(wrap);
-});
+document.querySelectorAll("pre > code, .md-typeset table, .md-typeset__scrollwrap")
+  .forEach(reachable);
+const search = document.querySelector(".md-search[role=dialog]");
+if (search) search.setAttribute("aria-label", "Search");
