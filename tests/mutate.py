@@ -128,6 +128,10 @@ def run(path: Path) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> None:
+    from linen2nnx.check import compilation_cache
+
+    for name in [name for name in sys.modules if name.startswith("linen2nnx")]:
+        del sys.modules[name]  # it is imported again, mutated
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     sys.path = [entry for entry in sys.path if entry not in ("", str(ROOT))]
@@ -140,7 +144,9 @@ def main(arguments: list[str]) -> None:
     import typer
 
     assert all([flax, jax, jaxtyping, optax, pytest, rich, typer])
-    scores = [run(Path(argument)) for argument in arguments]
+    with tempfile.TemporaryDirectory() as compiled:
+        os.environ.update(compilation_cache(compiled))
+        scores = [run(Path(argument)) for argument in arguments]
     killed, total = (sum(column) for column in zip(*scores))
     print(f"in all {killed} of {total} mutants killed, {killed / total:.1%}")
 
