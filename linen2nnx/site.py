@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linen2nnx import bench, report, suite
+from linen2nnx import bench, bytecodes, report, suite
 
 ROOT = suite.root()
 DOCS = ROOT / "docs"
@@ -74,9 +74,31 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
     "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
     "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
+    "flax.linen.Module.apply": (
+        LINEN_API + "flax.linen/module.html#flax.linen.Module.apply"
+    ),
+    "flax.nnx.Optimizer.update": (
+        NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer.update"
+    ),
+    "flax.traverse_util.path_aware_map": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.path_aware_map"
+    ),
+    "optax.GradientTransformation": (
+        OPTAX_API + "transformations.html#optax.GradientTransformation"
+    ),
     "optax.apply_updates": OPTAX_API + "apply_updates.html#optax.apply_updates",
     "optax.sgd": OPTAX_API + "optimizers.html#optax.sgd",
 }
+METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a method is
+    "linen": {
+        "apply": "flax.linen.Module.apply",
+        "init": "optax.GradientTransformation",
+        "update": "optax.GradientTransformation",
+    },
+    "nnx": {"update": "flax.nnx.Optimizer.update"},
+}
+ALIASES = {"nn": "flax.linen", "nnx": "flax.nnx", "jnp": "jax.numpy"}
 ANNOTATIONS = ("jaxtyping.",)  # shapes in signatures; no part of an idiom
 
 SNIPPET = re.compile(r'^( *)--8<-- "([^":]+)(?::(\w+))?"$')
@@ -205,7 +227,11 @@ def parity_results() -> list[report.Results]:
 
 
 def _flax_version(result: report.Results) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", result.environment["flax"])]
+    return _numbers(result.environment["flax"])
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def _holds(result: report.Results, name: str) -> bool:
@@ -431,6 +457,50 @@ def _cost_parts(name: str, result: dict[str, Any], file: str) -> Iterator[str]:
     )
 
 
+def bytecodes_fragment(name: str) -> str:
+    """How many Python bytecodes a jitted call takes, by idiom."""
+    path = DOCS / "results" / "bytecodes.json"
+    if not path.is_file():
+        return ""
+    try:
+        content = bytecodes.load(path)
+    except ValueError as error:
+        raise SiteError(str(error)) from error
+    newest = max(content["recorded"], key=lambda r: _numbers(r["environment"]["flax"]))
+    rows = [
+        row
+        for row in newest["counts"]
+        if row["problem"] == name and row["what"] == "jitted"
+    ]
+    if not rows:
+        return ""
+    depths = sorted({row["layers"] for row in rows}, key=lambda n: (n is not None, n))
+    heads = ["bytecodes" if d is None else _layers(d) for d in depths]
+    counts: dict[str, dict[Any, int]] = {}
+    for row in rows:
+        idiom = _idiom(row["idiom"], row["mode"])
+        counts.setdefault(idiom, {})[row["layers"]] = row["bytecodes"]
+    env = newest["environment"]
+    lines = [
+        "Python bytecodes that one jitted call executes. Unlike a time, the count is "
+        "the same on every run; work in C++ is not in it.",
+        "",
+        f"| Jitted call | {' | '.join(heads)} |",
+        "| --- |" + " ---: |" * len(depths),
+    ]
+    for idiom, cells in counts.items():
+        texts = [f"{cells[d]:,}" if d in cells else "" for d in depths]
+        lines.append(f"| {idiom} | {' | '.join(texts)} |")
+    lines += [
+        "",
+        f"flax {env['flax']}, jax {env['jax']}, Python {env['python']}; "
+        f"{newest['date'][:10]}; `{content['command']}`; "
+        "[the result file](../results/bytecodes.json).",
+        "{ .source }",
+    ]
+    return "\n".join(lines)
+
+
 def _depths(name: str, result: dict[str, Any]) -> list[int]:
     rows = _measurements(result, name, "jitted")
     return sorted({row["layers"] for row in rows if row["layers"] is not None})
@@ -607,6 +677,8 @@ def apis(problem: suite.Problem, side: suite.Side) -> dict[str, str]:
             if isinstance(inner, ast.Name) and inner.id in imported:
                 rest = ast.unparse(node).removeprefix(inner.id)
                 found[ast.unparse(node)] = imported[inner.id] + rest
+            elif node.attr in METHODS[side]:
+                found[ast.unparse(node)] = METHODS[side][node.attr]
         elif isinstance(node, ast.Name) and node not in attributes:
             full = imported.get(node.id)
             if full and full not in modules:
@@ -631,16 +703,31 @@ def reference_url(full: str) -> str:
     return REFERENCE[full]
 
 
-def reference_fragment(problem: suite.Problem) -> str:
+def apis_in_text(page: Page) -> dict[str, str]:
+    """What the text of a page names beside its code, likewise."""
+    found = {}
+    for code in re.findall(r"`([^`\n]+)`", page.text):
+        for name in re.findall(r"\b(?:nnx?|jnp|jax|optax|flax)(?:\.\w+)+", code):
+            first, _, rest = name.partition(".")
+            found[name] = f"{ALIASES.get(first, first)}.{rest}"
+    return dict(sorted(found.items()))
+
+
+def reference_fragment(page: Page) -> str:
     """Links to the reference of everything that each side calls."""
+    problem = page.problem
+    linen, nnx = apis(problem, "linen"), apis(problem, "nnx")
+    both = linen | nnx
+    text = {k: v for k, v in apis_in_text(page).items() if v not in both.values()}
     lines = []
-    titles: dict[suite.Side, str] = {"linen": "Linen", "nnx": "nnx"}
-    for side, title in titles.items():
-        links = [
-            f"[`{written}`]({reference_url(full)})"
-            for written, full in apis(problem, side).items()
-        ]
-        lines += [f"The {title} side calls {', '.join(links)}.", ""]
+    for verb, names in (
+        ("The Linen side calls", linen),
+        ("The nnx side calls", nnx),
+        ("The text also names", text),
+    ):
+        links = [f"[`{name}`]({reference_url(names[name])})" for name in names]
+        if links:
+            lines += [f"{verb} {', '.join(links)}.", ""]
     lines += [
         f"In a terminal: `linen2nnx show {problem.name}` prints both sides, "
         "with `--nnx` or `--linen` one of them as plain code.",
@@ -664,9 +751,13 @@ def write_fragments() -> None:
         fragments |= {
             f"{name}/facts.md": facts_fragment(name, results, overhead),
             f"{name}/parity.md": parity_fragment(name, results),
-            f"{name}/cost.md": cost_fragment(name, overhead),
+            f"{name}/cost.md": "\n\n".join(
+                part
+                for part in (cost_fragment(name, overhead), bytecodes_fragment(name))
+                if part
+            ),
             f"{name}/releases.md": releases_fragment(name, results),
-            f"{name}/reference.md": reference_fragment(page.problem),
+            f"{name}/reference.md": reference_fragment(page),
         }
     shutil.rmtree(FRAGMENTS, ignore_errors=True)
     for name, text in fragments.items():

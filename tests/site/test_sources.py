@@ -105,6 +105,8 @@ def test_every_api_is_linked_to_its_reference(problem, parsed):
         found = pages_of.apis(problem, side)
         assert found
         assert {pages_of.reference_url(full) for full in found.values()} <= links
+    named = pages_of.apis_in_text(pages_of.Page(problem))
+    assert {pages_of.reference_url(full) for full in named.values()} <= links
 
 
 def test_apis_are_the_dotted_names_of_what_is_imported():
@@ -127,6 +129,7 @@ def test_apis_are_the_dotted_names_of_what_is_imported():
         "nnx.state",
         "nnx.update",
         "optax.sgd",
+        "optimizer.update",
     }
 
 
@@ -166,6 +169,18 @@ def test_cost_figures_are_those_of_the_result(problem, parsed):
             if row["problem"] == problem.name and row["idiom"] != bench.REFERENCE:
                 low, high = row["interval"]
                 assert f"{row['ratio']:.2f} {low:.2f} to {high:.2f}" in rows
+
+
+@every_problem
+def test_bytecodes_are_those_of_the_result(problem, parsed):
+    rows = [row.strip() for row in parsed[f"{problem.name}.html"].rows]
+    file = ROOT / "docs/results/bytecodes.json"
+    recorded = json.loads(file.read_text())["recorded"] if file.is_file() else []
+    for row in recorded[-1]["counts"] if recorded else []:
+        if row["problem"] == problem.name and row["what"] == "jitted":
+            count = f"{row['bytecodes']:,}"
+            idiom = row["idiom"]
+            assert any(r.startswith(idiom) and count in r.split() for r in rows)
 
 
 def test_checks_are_those_of_the_library():
