@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 Clock = Literal["cpu time", "wall time"]
 Mode = Literal["graph", "tree"]
@@ -135,8 +135,8 @@ def compare(
         arms: at least two; the first is the reference.
         clock: the time that is compared; by default CPU time if JAX computes on the
             CPU, and wall time if not.
-        max_seconds: no new round starts after that many seconds in one try, once there
-            are five.
+        max_seconds: no new round starts after that many seconds of CPU time in one try,
+            or five times as many of wall time, once there are five.
 
     Raises:
         ValueError: if there are fewer than two arms, or two of one name and mode.
@@ -223,9 +223,10 @@ def _measure(
         comparison.control[name] = of_lanes[-1]
     order = list(range(len(lanes)))
     gc.collect()
-    end = time.perf_counter() + max_seconds
+    cpu_end = time.process_time() + max_seconds
+    wall_end = time.perf_counter() + 5 * max_seconds
     while comparison.rounds < MAX_ROUNDS:
-        is_late = time.perf_counter() > end
+        is_late = time.process_time() > cpu_end or time.perf_counter() > wall_end
         if is_late and comparison.rounds >= BLOCKS:
             break
         is_due = comparison.rounds >= MIN_ROUNDS and comparison.rounds % BLOCKS == 0
@@ -308,6 +309,10 @@ def in_mode(mode: Mode | None) -> AbstractContextManager[Any]:
     return nnx.set_graph_mode(mode == "graph")
 
 
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
 def _ratio(times: Sequence[float], reference: Sequence[float]) -> float:
     return min(times) / min(reference)
 
@@ -347,7 +352,7 @@ recorded_time = _RecordedTime()
 
 def record(
     benchmark: Any,
-    comparison: Comparison,
+    comparison: Comparison | ControlError,
     key: Key,
     *,
     problem: str,
@@ -363,12 +368,17 @@ def record(
     Args:
         benchmark: the fixture of pytest-benchmark; its `extra_info` gets the
             measurement as it stands in a result file, and the environment.
-        comparison: what was measured.
+        comparison: what was measured, or why it was rejected.
         key: idiom and mode of the arm.
         problem: the name of the problem.
         what: what the arm does, such as `jitted`.
         layers: number of layers, if it varies.
+
+    Raises:
+        ControlError: if `comparison` is one.
     """
+    if isinstance(comparison, ControlError):
+        benchmark(_raise, comparison)
     samples = iter(comparison.samples[comparison.clock][key])
 
     def play() -> None:
