@@ -22,11 +22,11 @@ EVERY_LEAF = {  # the edits of all leaves, by name of the idiom
     "cast_to_bfloat16": (),
     "add_noise": (5, 0.1),
 }
-PARAMS_ONLY = {"scale_params": (-1.5,), "scale_by_sgd": (0.9,)}
+PARAMS_ONLY = {"scale_params": (-1.5,), "scale_by_sgd": (1.75,)}
 
 
 def create_model(din, features, seed=0):
-    return nnx_side.create_model(din, features, rngs=nnx.Rngs(seed))
+    return nnx_side.create_model(din=din, features=features, rngs=nnx.Rngs(seed))
 
 
 def random_pair(module, create, din, seed=0, dtype=jnp.float32):

@@ -21,7 +21,7 @@ CASES = [  # din, features, seed, dtype, jit
 
 
 def create_model(din, features, seed=0):
-    return nnx_side.create_model(din, features, rngs=nnx.Rngs(seed))
+    return nnx_side.create_model(din=din, features=features, rngs=nnx.Rngs(seed))
 
 
 def pair(din, features, seed=0, dtype=jnp.float32):

@@ -20,7 +20,9 @@ CASES = [  # din, num_old, num_extra, features, seed, dtype, jit
 
 
 def create_model(din, num_layers, features, seed=0):
-    return nnx_side.MLP(din, num_layers, features, rngs=nnx.Rngs(seed))
+    return nnx_side.MLP(
+        din=din, num_layers=num_layers, features=features, rngs=nnx.Rngs(seed)
+    )
 
 
 class Pair:
@@ -88,7 +90,13 @@ def pair(din, small, extra, features, seed=0, dtype=jnp.float32):
 def residual_pair(din, small, blocks, features, seed=0, dtype=jnp.float32):
     return Pair(
         linen.ResidualMLP(small, blocks, features),
-        lambda: nnx_side.ResidualMLP(din, small, blocks, features, rngs=nnx.Rngs(0)),
+        lambda: nnx_side.ResidualMLP(
+            din=din,
+            num_layers=small,
+            num_blocks=blocks,
+            features=features,
+            rngs=nnx.Rngs(0),
+        ),
         small,
         features,
         din,

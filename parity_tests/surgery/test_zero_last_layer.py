@@ -27,7 +27,9 @@ SWEEP_CASES = [  # a sweep applies the model num_layers + 1 times: fewer layers,
 
 
 def create_model(din, num_layers, features, seed=0):
-    return nnx_side.MLP(din, num_layers, features, rngs=nnx.Rngs(seed))
+    return nnx_side.MLP(
+        din=din, num_layers=num_layers, features=features, rngs=nnx.Rngs(seed)
+    )
 
 
 def pair(din, num_layers, features, seed=0, dtype=jnp.float32):
