@@ -29,7 +29,7 @@ def test_page(page, width, scheme, readers, address):
     """No sideways scroll, no error, no other host; two columns or working tabs."""
     reader = readers(width, scheme)
     window = reader.open(f"{address}/{page}.html")
-    window.wait_for_load_state("networkidle")
+    window.evaluate("document.fonts.ready.then(() => true)")
     assert window.evaluate("document.documentElement.scrollWidth") <= width
     scheme_shown = window.evaluate("document.body.dataset.mdColorScheme")
     assert scheme_shown == {"light": "default", "dark": "slate"}[scheme]
@@ -204,10 +204,14 @@ def test_name_map_finds_a_linen_name(readers, address):
 @pytest.mark.parametrize(
     ("query", "name"),
     [
-        ("FrozenDict", "surgery/replace_kernel"),
-        ("nn.compact", "surgery/zero_last_layer"),
+        ("FrozenDict", "surgery/warm_start"),
+        ("nn.Dense", "state/pure_update"),
+        ("apply_updates", "state/pure_update"),
         ("nnx.List", "surgery/zero_last_layer"),
         ("nnx.merge", "state/zero_by_path"),
+        ("merge", "state/zero_by_path"),
+        ("set_value", "surgery/replace_kernel"),
+        ("key<fry>", "state/pure_update"),
         ("tree_map_with_path", "state/zero_by_path"),
         ("Duplicate Param", "surgery/warm_start"),
     ],
@@ -223,9 +227,17 @@ def test_search(query, name, from_file, readers, site, address):
         link.get_attribute("href")
         for link in window.query_selector_all(".md-search-result__item a")
     ]
-    assert any(f"{name}.html" in link for link in found)
+    first = next(link for link in found if "/names.html" not in link)
+    assert f"{name}.html" in first
     assert reader.errors == []
     assert [url for url in reader.requests if not url.startswith(start)] == []
+
+
+def printed_titles(window):
+    return window.evaluate(
+        "[...document.querySelectorAll('.cmp .tabbed-block')].slice(0, 2)"
+        ".map(block => getComputedStyle(block, '::before').content)"
+    )
 
 
 def test_print_shows_both_sides(readers, address):
@@ -233,6 +245,7 @@ def test_print_shows_both_sides(readers, address):
     window.emulate_media(media="print")
     try:
         assert all(visible(window, ".cmp .tabbed-block"))
+        assert printed_titles(window) == ['"Linen"', '"nnx"']
         assert not any(visible(window, ".md-header"))
     finally:
         window.emulate_media(media="screen")
