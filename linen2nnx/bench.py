@@ -264,9 +264,10 @@ def render(content: dict[str, Any], rejected: Sequence[str] = ()) -> Group:
         ]
     env = content["environment"]
     where = env["cpu_model"] if env["device"].startswith("cpu") else env["device"]
+    clock = rows[0]["clock"].replace("cpu", "CPU")
     parts.append(
         Text(
-            f"Ratio to Linen's {rows[0]['clock']}, and its range within the run. "
+            f"Ratio to Linen's {clock}, and its range within the run. "
             f"flax {env['flax']}, jax {env['jax']}, python {env['python']}, {where}",
             style="dim",
         )

@@ -263,7 +263,7 @@ def _calibrate(arm: Arm) -> int:
     """How many calls take the time of a sample."""
     repeats = 1
     while True:
-        seconds = min(_sample(arm, repeats)[0] for _ in range(2)) * repeats
+        seconds = _sample(arm, repeats)[0] * repeats
         if seconds > SAMPLE_SECONDS / 4:
             return max(1, math.ceil(repeats * SAMPLE_SECONDS / seconds))
         repeats *= 4

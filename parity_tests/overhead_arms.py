@@ -48,7 +48,6 @@ JITTED_IDIOMS = [
 # What the others give the compiler is Linen's program to the letter, which is tested.
 COMPILED_IDIOMS = [
     (REFERENCE, None),
-    ("held pure dict", None),
     ("nnx.jit", "graph"),
     (LIMIT, None),
 ]
