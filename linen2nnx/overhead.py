@@ -156,7 +156,7 @@ def compare(
     clock = clock or default_clock()
     controls = []
     with _undisturbed():
-        repeats = [_calibrate(arm) for arm in arms]
+        repeats = [_calibrate(arm, clock) for arm in arms]
         for _ in range(TRIES):
             comparison = _measure(arms, repeats, clock, max_seconds)
             if abs(comparison.control_ratio - 1) <= CONTROL_LIMIT:
@@ -259,11 +259,12 @@ def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
     return cpu / repeats, wall / repeats
 
 
-def _calibrate(arm: Arm) -> int:
+def _calibrate(arm: Arm, clock: Clock) -> int:
     """How many calls take the time of a sample."""
     repeats = 1
     while True:
-        seconds = _sample(arm, repeats)[0] * repeats
+        cpu, wall = _sample(arm, repeats)
+        seconds = (cpu if clock == "cpu time" else wall) * repeats
         if seconds > SAMPLE_SECONDS / 4:
             return max(1, math.ceil(repeats * SAMPLE_SECONDS / seconds))
         repeats *= 4
