@@ -221,7 +221,7 @@ def test_search(query, name, from_file, readers, site, address):
     start = site.as_uri() if from_file else address
     window = reader.open(f"{start}/index.html")
     window.click(".md-search__input")
-    window.keyboard.type(query)
+    window.fill(".md-search__input", query)
     window.wait_for_selector(".md-search-result__item a")
     found = [
         link.get_attribute("href")
