@@ -222,6 +222,7 @@ def test_search(query, name, from_file, readers, site, address):
     window = reader.open(f"{start}/index.html")
     window.click(".md-search__input")
     window.fill(".md-search__input", query)
+    window.keyboard.press("End")  # the search listens to keys
     window.wait_for_selector(".md-search-result__item a")
     found = [
         link.get_attribute("href")
