@@ -519,7 +519,7 @@ def _cost_table(title: str, rows: list[dict[str, Any]]) -> str:
         f"{'ratio' if d is None else _layers(d)}<br><small>Linen {linen[d]}</small>"
         for d in depths
     ]
-    longest = max(row["ratio"] for row in rows)
+    longest = max(1.0, *(row["ratio"] for row in rows))  # Linen is 1
     by_idiom: dict[str, dict[Any, dict[str, Any]]] = {}
     for row in rows:
         by_idiom.setdefault(_idiom(row["idiom"], row["mode"]), {})[row["layers"]] = row
@@ -537,11 +537,17 @@ def _cost_table(title: str, rows: list[dict[str, Any]]) -> str:
             low, high = row["interval"]
             style = f"--v:{100 * row['ratio'] / longest:.1f};--one:{100 / longest:.1f}"
             texts.append(
-                f"**{row['ratio']:.2f}** <small>{low:.2f} to {high:.2f}</small> "
+                f"**{_ratio(row['ratio'])}** "
+                f"<small>{_ratio(low)} to {_ratio(high)}</small> "
                 f'<span class="bar" style="{style}" aria-hidden="true"></span>'
             )
         lines.append(f"| {idiom} | {' | '.join(texts)} |")
     return "\n".join(lines)
+
+
+def _ratio(ratio: float) -> str:
+    """Two decimals, or one where they would be noise."""
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
 
 
 def _seconds(seconds: float) -> str:

@@ -167,8 +167,11 @@ def test_cost_figures_are_those_of_the_result(problem, parsed):
     for _, result in committed_overhead():
         for row in result["measurements"]:
             if row["problem"] == problem.name and row["idiom"] != bench.REFERENCE:
-                low, high = row["interval"]
-                assert f"{row['ratio']:.2f} {low:.2f} to {high:.2f}" in rows
+                ratio, low, high = (
+                    f"{number:.{2 if number < 10 else 1}f}"
+                    for number in (row["ratio"], *row["interval"])
+                )
+                assert f"{ratio} {low} to {high}" in rows
 
 
 @every_problem
@@ -233,6 +236,24 @@ def test_cheapest_idiom_is_that_of_the_least_worst_depth_and_not_the_limit():
     assert "**GPU results are missing.**" in text
     assert "`linen2nnx bench --save`" in text
     assert "a processor" in text
+
+
+def test_bars_are_in_proportion_and_within_their_cell():
+    name, result = measured()
+    for scale in (1, 0.01):  # Linen's mark is within the bar also where all are cheaper
+        for row in result["measurements"]:
+            row["ratio"] *= scale
+        text = pages_of.cost_fragment(name, {"cpu": result})
+        longest = max(1, max(row["ratio"] for row in result["measurements"]))
+        found = re.findall(r"--v:([\d.]+);--one:([\d.]+)", text)
+        by_idiom = [
+            (row["ratio"], bar) for row, bar in zip(result["measurements"], found)
+        ]
+        assert len(by_idiom) == len(result["measurements"]) == len(found)
+        for ratio, (length, linen) in by_idiom:
+            assert float(length) == pytest.approx(100 * ratio / longest, abs=0.1)
+            assert float(linen) == pytest.approx(100 / longest, abs=0.1)
+            assert float(linen) <= 100
 
 
 def test_page_says_when_no_idiom_is_as_cheap_as_linen():
