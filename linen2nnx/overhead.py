@@ -2,11 +2,11 @@
 
 Two programs timed one after the other on a shared machine differ by half for no
 reason. `compare` times them in one process, in turn, and takes the ratio of the two
-minima. Each round calls every arm: once untimed, then often enough for a sample of
-several milliseconds, every result blocked; the next round goes through the arms in the
-opposite order. The first arm is timed a second time as if it were another one: that
-ratio, the control, is 1 but for noise, and a comparison whose control is off by more
-than 5% is an error.
+minima. Each round calls every arm: once untimed, unless one call fills a sample, then
+often enough for a sample of several milliseconds, every result blocked; the next round
+goes through the arms in the opposite order. The first arm is timed a second time as if
+it were another one: that ratio, the control, is 1 but for noise, and a comparison whose
+control is off by more than 5% is an error.
 
 On CPU the ratio is one of CPU time (`time.process_time`), which other processes disturb
 little; on another device it is one of wall time.
@@ -31,7 +31,7 @@ Key = tuple[str, Mode | None]
 CONTROL_LIMIT = 0.05
 SAMPLE_SECONDS = 0.004
 BLOCKS = 5  # an interval is the range of the ratio over these parts of the rounds
-MIN_ROUNDS, MAX_ROUNDS = 25, 500
+MIN_ROUNDS, ENOUGH_ROUNDS, MAX_ROUNDS = 3, 25, 500
 WIDEST_INTERVAL = 0.03
 TRIES = 3
 
@@ -93,7 +93,7 @@ class Comparison:
         return _ratio(self._of(key), self._of(self.reference))
 
     def interval(self, key: Key) -> tuple[float, float]:
-        """Least and greatest of the ratios in five equal parts of the rounds.
+        """Least and greatest of the ratios in up to five equal parts of the rounds.
 
         The rounds are divided in the order in which they ran, so that a machine that
         became slower halfway widens the interval. The ratio always lies within.
@@ -122,7 +122,7 @@ def compare(
     arms: Sequence[Arm],
     *,
     clock: Clock | None = None,
-    max_seconds: float = 4.0,
+    max_seconds: float = 1.5,
 ) -> Comparison:
     """Time arms against the first of them, in this process.
 
@@ -136,7 +136,7 @@ def compare(
         clock: the time that is compared; by default CPU time if JAX computes on the
             CPU, and wall time if not.
         max_seconds: no new round starts after that many seconds of CPU time in one try,
-            or five times as many of wall time, once there are five.
+            or five times as many of wall time, once there are three.
 
     Raises:
         ValueError: if there are fewer than two arms, or two of one name and mode.
@@ -227,9 +227,9 @@ def _measure(
     wall_end = time.perf_counter() + 5 * max_seconds
     while comparison.rounds < MAX_ROUNDS:
         is_late = time.process_time() > cpu_end or time.perf_counter() > wall_end
-        if is_late and comparison.rounds >= BLOCKS:
+        if is_late and comparison.rounds >= MIN_ROUNDS:
             break
-        is_due = comparison.rounds >= MIN_ROUNDS and comparison.rounds % BLOCKS == 0
+        is_due = comparison.rounds >= ENOUGH_ROUNDS and comparison.rounds % BLOCKS == 0
         if is_due and comparison.is_tight:
             break
         for lane in order:
@@ -241,11 +241,12 @@ def _measure(
 
 
 def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
-    """Seconds per call of CPU and wall time, after an untimed call or preparation."""
+    """Seconds per call of CPU and of wall time, after an untimed one if it is short."""
     with in_mode(arm.mode):
         function, block = arm.function, _block
         if arm.prepare is None:
-            block(function())
+            if repeats > 1:
+                block(function())
             calls = range(repeats)
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in calls:
@@ -262,6 +263,8 @@ def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
 def _calibrate(arm: Arm, clock: Clock) -> int:
     """How many calls take the time of a sample."""
     repeats = 1
+    if arm.prepare is None:
+        _sample(arm, repeats)  # the first call is slower
     while True:
         cpu, wall = _sample(arm, repeats)
         seconds = (cpu if clock == "cpu time" else wall) * repeats
@@ -321,7 +324,8 @@ def _ratio(times: Sequence[float], reference: Sequence[float]) -> float:
 def _interval(
     times: Sequence[float], reference: Sequence[float]
 ) -> tuple[float, float]:
-    bounds = [len(times) * i // BLOCKS for i in range(BLOCKS + 1)]
+    blocks = min(BLOCKS, len(times))
+    bounds = [len(times) * i // blocks for i in range(blocks + 1)]
     ratios = [
         _ratio(times[start:stop], reference[start:stop])
         for start, stop in itertools.pairwise(bounds)
