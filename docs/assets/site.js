@@ -123,7 +123,9 @@ function reachable(element) {
 
 document.querySelectorAll("[data-filter]").forEach(filterTable);
 document.querySelectorAll(".cmp").forEach(markRemarks);
-document.querySelectorAll("pre > code, .md-typeset table, .md-typeset__scrollwrap")
-  .forEach(reachable);
+addEventListener("load", () => { // the theme has put its wraps around tables by then
+  document.querySelectorAll("pre > code, .md-typeset table, .md-typeset__scrollwrap")
+    .forEach(reachable);
+});
 const search = document.querySelector(".md-search[role=dialog]");
 if (search) search.setAttribute("aria-label", "Search");

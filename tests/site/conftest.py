@@ -15,6 +15,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parents[2]
 SOURCES = ["docs", "linen2nnx", "linen_impl", "nnx_impl", "parity_tests"]
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
+TWO_FRAMES = "new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))"
 HEIGHTS = {1440: 900, 390: 844}
 
 
@@ -128,6 +129,7 @@ class Reader:
         self.errors.clear()
         self.requests.clear()
         self.page.goto(url)
+        self.page.evaluate(TWO_FRAMES)
         return self.page
 
 
