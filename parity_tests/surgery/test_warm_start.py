@@ -13,9 +13,9 @@ from parity_tests.entry_inputs import entry_inputs, in_any_form
 CASES = [  # din, num_old, num_extra, features, seed, dtype, jit
     (1, 1, 1, 1, 0, jnp.float32, False),
     (3, 2, 1, 3, 1, jnp.float32, True),
-    (33, 2, 3, 2, 2, jnp.bfloat16, False),
+    (33, 1, 2, 2, 2, jnp.bfloat16, True),
     (2, 10, 2, 33, 3, jnp.float32, False),
-    (5, 1, 10, 5, 4, jnp.bfloat16, True),
+    (5, 1, 10, 5, 4, jnp.bfloat16, False),
 ]
 
 
@@ -163,7 +163,7 @@ def test_residual_model_before_it_is_grown():
 
 def test_add_layer_warm_start(nnx_mode):
     for rng, seed, x, features in entry_inputs(nnx_mode):
-        num_old, num_extra = rng.choice([1, 1, 2, 2, 3, 10]), rng.integers(0, 3)
+        num_old, num_extra = rng.choice([1, 1, 1, 2, 2, 10]), rng.choice([0, 1, 1, 2])
         arguments = (
             seed,
             x,

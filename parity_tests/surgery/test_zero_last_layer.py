@@ -13,15 +13,15 @@ from parity_tests.entry_inputs import entry_inputs, in_any_form
 CASES = [  # din, num_layers, features, seed, dtype, jit
     (1, 1, 1, 0, jnp.float32, False),
     (3, 2, 3, 1, jnp.float32, True),
-    (33, 3, 2, 2, jnp.bfloat16, False),
+    (33, 3, 2, 2, jnp.bfloat16, True),
     (2, 12, 33, 3, jnp.float32, False),
-    (5, 11, 5, 4, jnp.bfloat16, True),
+    (5, 11, 5, 4, jnp.bfloat16, False),
 ]
 
 SWEEP_CASES = [  # a sweep applies the model num_layers + 1 times: fewer layers, jitted
     (1, 1, 1, 0, jnp.float32, False),
     (3, 2, 3, 1, jnp.float32, True),
-    (33, 3, 2, 2, jnp.bfloat16, True),
+    (33, 2, 2, 2, jnp.bfloat16, True),
     (2, 11, 33, 3, jnp.bfloat16, False),
 ]
 
@@ -96,7 +96,7 @@ def test_ablation_sweep_is_the_distance_without_each_layer():
 
 def test_zero_last_layer_kernel(nnx_mode):
     for rng, seed, x, features in entry_inputs(nnx_mode):
-        num_layers = rng.choice([1, 2, 2, 3, 12])
+        num_layers = rng.choice([1, 1, 1, 2, 2, 2, 3, 12])
         arguments = seed, x, in_any_form(rng, num_layers), features
         din, width, depth = len(x), int(features), int(num_layers)
         model = create_model(din, depth, width, int(seed))
