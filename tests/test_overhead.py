@@ -298,7 +298,10 @@ def test_overhead(benchmark):
     overhead.record(benchmark, times, ours, **labels)
 """
 NOISY_BENCHMARK = """
+import pytest
+from linen2nnx import overhead
 
+@pytest.mark.benchmark(timer=overhead.recorded_time)
 def test_noisy(benchmark):
     error = overhead.ControlError("the control was 1.08")
     labels = {"problem": "c/p", "what": "eager", "layers": 4}
