@@ -44,6 +44,7 @@ from rich.table import Table
 from rich.text import Text
 
 from linen2nnx import suite
+from linen2nnx.overhead import label
 from linen2nnx.report import write_whole
 
 FORMAT, VERSION = "linen2nnx bench", 1
@@ -87,8 +88,8 @@ def bench(
         progress: called with the number of measurements done, of all, and the last one.
 
     Returns:
-        The content of a result file, and what the control of a process rejected; what
-        it rejected in two of three is not in the file.
+        The content of a result file, and why what is missing there was not published:
+        its control was off in at least two of the three processes.
 
     Raises:
         BenchError: if pytest could not run the benchmarks, or one of them failed other
@@ -97,21 +98,23 @@ def bench(
     date = datetime.now(UTC).isoformat(timespec="seconds")
     files = [bench_path(problem) for problem in problems]
     runs: list[list[dict[str, Any]]] = []
-    rejected: list[str] = []
+    rejected: dict[str, str] = {}
     for run in range(PROCESSES):
 
         def in_all(done: int, total: int, name: str, before: int = run) -> None:
             progress(before * total + done, PROCESSES * total, name)
 
         with tempfile.TemporaryDirectory() as name:
-            rejected += _run(files, Path(name), in_all)
+            rejected |= _run(files, Path(name), in_all)
             kept = Path(name) / "benchmark.json"
             if kept.is_file():
                 benchmarks = json.loads(kept.read_text())["benchmarks"]
                 runs.append([benchmark["extra_info"] for benchmark in benchmarks])
     measurements = _merge(runs)
+    published = {f"{row['problem']}, {_label(row)}" for row in measurements}
+    missing = [f"{k}: {why}" for k, why in rejected.items() if k not in published]
     if not measurements:
-        raise BenchError(f"nothing was published: {'; '.join(rejected)}")
+        raise BenchError(f"nothing was published: {'; '.join(missing)}")
     environments = [row.pop("environment") for row in measurements]
     content = {
         "format": FORMAT,
@@ -123,7 +126,11 @@ def bench(
         "environment": environments[0],
         "measurements": measurements,
     }
-    return content, rejected
+    return content, missing
+
+
+def _label(row: dict[str, Any]) -> str:
+    return label(row["what"], row["idiom"], row["mode"], row["layers"])
 
 
 def _merge(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -321,7 +328,7 @@ def render(content: dict[str, Any], rejected: Sequence[str] = ()) -> Group:
             style="dim",
         )
     )
-    parts += [Text(f"rejected: {line}", style="red") for line in rejected]
+    parts += [Text(f"not published: {line}", style="red") for line in rejected]
     return Group(*parts)
 
 
@@ -398,7 +405,7 @@ def _at(layers: int | None) -> str:
 
 def _run(
     files: Sequence[Path], folder: Path, progress: Callable[[int, int, str], None]
-) -> list[str]:
+) -> dict[str, str]:
     """Run pytest on these files; the measurements that their control rejected."""
     root = suite.root()
     events, log = folder / "events.jsonl", folder / "log"
@@ -420,7 +427,7 @@ def _run(
         "JAX_ENABLE_COMPILATION_CACHE": "0",
     }
     done = total = exit_status = 0
-    rejected: list[str] = []
+    rejected: dict[str, str] = {}
     errors: list[str] = []
     pending = ""
     with log.open("w") as output:
@@ -447,7 +454,7 @@ def _run(
                         done += 1
                         name, problem = event["test"], event["message"] or ""
                         if "ControlError" in problem.partition(":")[0]:
-                            rejected.append(f"{_short(name)}: {problem}")
+                            rejected[_short(name)] = problem
                         elif event["outcome"] != "passed":
                             errors.append(f"{_short(name)}: {problem}")
                         progress(done, total, _short(name))

@@ -48,6 +48,7 @@ from linen2nnx.bench import (
     results_folder,
     sha256_of_sources,
 )
+from linen2nnx.overhead import in_mode, label
 from linen2nnx.report import write_whole
 
 FORMAT, VERSION = "linen2nnx bytecodes", 1
@@ -233,8 +234,6 @@ def render(entry: dict[str, Any]) -> Table:
 
 
 def _by_name(entry: dict[str, Any]) -> dict[str, int]:
-    from linen2nnx.overhead import label
-
     keys = ("what", "idiom", "mode", "layers")
     return {
         f"{row['problem']}, {label(*(row[k] for k in keys))}": row["bytecodes"]
@@ -244,8 +243,6 @@ def _by_name(entry: dict[str, Any]) -> dict[str, int]:
 
 def _count_all(names: Sequence[str]) -> list[dict[str, Any]]:
     """The counts of these problems, in this process."""
-    from linen2nnx.overhead import in_mode
-
     sys.path.insert(0, str(suite.root()))
     arms = importlib.import_module("parity_tests.overhead_arms")
     counts = []
