@@ -399,11 +399,14 @@ def _linen_program(
             return _loss(apply(edited, *inputs)[0])
 
         output, state = apply(edited, *inputs)
+        result = {"output": output, "state": state}
+        if not {"gradients", "optimizer step"} & {*checks}:
+            return result
         gradients = {"model": _gradients(loss, edited)}
         if edit is not None:
             through = _gradients(lambda start: loss(edit.linen(start)), variables)
             gradients["before the edit"] = through
-        result = {"output": output, "state": state, "gradients": gradients}
+        result["gradients"] = gradients
         if "optimizer step" in checks and "params" in edited:
             params, of_params = edited["params"], gradients["model"]["params"]
             updates, _ = optimizer.update(of_params, optimizer.init(params), params)
@@ -431,12 +434,15 @@ def _nnx_program(
 
         model = nnx.merge(edited_graphdef, _snapshot(edited))
         output = call(model, *inputs)
+        result = {"output": output, "state": _state(model)}
+        if not {"gradients", "optimizer step"} & {*checks}:
+            return result
         gradients = {"model": _gradients(loss, edited)}
         if edit is not None:
             make = _nnx_edit(edit, graphdef)
             through = _gradients(lambda start: loss(make(start)[1]), state)
             gradients["before the edit"] = through
-        result = {"output": output, "state": _state(model), "gradients": gradients}
+        result["gradients"] = gradients
         if "optimizer step" in checks:
             model = nnx.merge(edited_graphdef, _snapshot(edited))
             of_params = nnx.filter_state(gradients["model"], nnx.Param)

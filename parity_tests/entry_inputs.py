@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 NUMBER = 100  # in graph mode, and as many others in tree mode
-WIDTHS = [(1, 1), (3, 2), (2, 33), (33, 1), (5, 5)]  # din, features
+WIDTHS = [(1, 1), (3, 2), (2, 33), (33, 2), (5, 5)]  # din, features
 
 
 def entry_inputs(

@@ -10,10 +10,11 @@ from linen2nnx import mapping, parity
 from linen_impl.state import pure_update as linen
 from nnx_impl.state import pure_update as nnx_side
 from parity_tests.entry_inputs import entry_inputs
+from parity_tests.random_pair import random_pair, variable_shapes
 
 CASES = [  # din, features, seed, dtype, jit
     (1, 1, 0, jnp.float32, False),
-    (3, 3, 1, jnp.float32, True),
+    (3, 2, 1, jnp.float32, True),
     (33, 2, 2, jnp.bfloat16, False),
     (2, 33, 3, jnp.bfloat16, True),
 ]
@@ -27,17 +28,6 @@ PARAMS_ONLY = {"scale_params": (-1.5,), "scale_by_sgd": (1.75,)}
 
 def create_model(din, features, seed=0):
     return nnx_side.create_model(din=din, features=features, rngs=nnx.Rngs(seed))
-
-
-def random_pair(module, create, din, seed=0, dtype=jnp.float32):
-    """Variables and model, with the same random values in every leaf, and x."""
-    variables, model = parity.random_pair(
-        freeze(jax.eval_shape(module.init, jax.random.key(0), jnp.ones(din))),
-        nnx.eval_shape(create),
-        seed=seed,
-        dtype=dtype,
-    )
-    return variables, model, jax.random.normal(jax.random.key(seed), (din,), dtype)
 
 
 def pair(din, features, seed=0, dtype=jnp.float32):
@@ -111,8 +101,7 @@ def test_pure_state_update(nnx_mode):
         scale = rng.choice([float, np.float32, np.float64])(rng.standard_normal())
         model = create_model(len(x), int(features), int(seed))
         module = linen.create_model(int(features))
-        target = jax.eval_shape(module.init, jax.random.key(0), jnp.ones(len(x)))
-        variables = mapping.to_linen(model, target)
+        variables = mapping.to_linen(model, variable_shapes(module, len(x)))
 
         output = nnx_side.pure_state_update(seed, x, features, scale)
 
