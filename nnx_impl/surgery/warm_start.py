@@ -40,7 +40,7 @@ class MLP(nnx.Module):
 
 
 # --8<-- [start:edit]
-def copy_layers(small: MLP, big: nnx.Module) -> None:
+def copy_layers(small: nnx.Module, big: nnx.Module) -> None:
     for i, layer in enumerate(small.layers):
         big.layers[i].kernel = nnx.Param(layer.kernel[...])  # (1)!
         big.layers[i].bias = nnx.Param(layer.bias[...])

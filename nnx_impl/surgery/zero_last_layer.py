@@ -40,7 +40,7 @@ class MLP(nnx.Module):
 
 
 # --8<-- [start:edit]
-def zero_last_kernel(model: MLP) -> None:
+def zero_last_kernel(model: nnx.Module) -> None:
     last = model.layers[-1]  # (1)!
     last.kernel = nnx.Param(jnp.zeros_like(last.kernel[...]))
 

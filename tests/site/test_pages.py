@@ -85,7 +85,7 @@ def test_lines_are_not_cut_on_a_laptop(problem, readers, address):
 @every_problem
 @every_side
 def test_copied_code_runs(problem, side, readers, address):
-    """Each block as copied is a section of the tested file; in its order all run."""
+    """Each block as copied is a section of the tested file; in page order all run."""
     window = readers(1440).open(f"{address}/{problem.name}.html")
     child = {"linen": 1, "nnx": 2}[side]
     buttons = window.query_selector_all(
@@ -100,7 +100,7 @@ def test_copied_code_runs(problem, side, readers, address):
         copied.append(window.evaluate("navigator.clipboard.readText()").strip("\n"))
     assert Counter(copied) == Counter(sections.values())
     names = {}
-    for code in sorted(copied, key=list(sections.values()).index):
+    for code in copied:
         exec(compile(code, f"{problem.name}, {side}", "exec"), names)
 
 
