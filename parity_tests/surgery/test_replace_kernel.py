@@ -163,6 +163,63 @@ def test_pitfall_copying_the_variable_ties_the_two_models():
     np.testing.assert_array_equal(model.kernel[...], jnp.zeros((3, 2)))
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_pitfall_nnx_jit_in_tree_mode_drops_the_assignment(nnx_mode, in_place):
+    """What the jitted function returns is right; the caller's model is the old one."""
+    _, _, model, x = pair(3, 2)
+    before, ones = model.kernel[...], jnp.ones((3, 2))
+
+    @nnx.jit
+    def edit_and_apply(model, x):
+        if in_place:
+            model.kernel[...] = ones
+        else:
+            nnx_side.set_kernel(model, 1.0)
+        return model(x)
+
+    output = edit_and_apply(model, x)
+    np.testing.assert_allclose(output, jnp.dot(x, ones) + model.bias, rtol=1e-6)
+    dropped = nnx_mode == "tree" and not in_place
+    np.testing.assert_array_equal(model.kernel[...], before if dropped else ones)
+
+
+def test_pitfall_nnx_jit_in_tree_mode_does_not_return_its_argument(nnx_mode):
+    """The Variables that the edit leaves alone are input and output at once."""
+    _, _, model, _ = pair(3, 2)
+
+    @nnx.jit
+    def edit(model):
+        nnx_side.set_kernel(model, 1.0)
+        return model
+
+    if nnx_mode == "graph":
+        np.testing.assert_array_equal(edit(model).kernel[...], jnp.ones((3, 2)))
+    else:
+        with pytest.raises(ValueError, match="Duplicate Param"):
+            edit(model)
+
+
+def test_pitfall_cached_partial_refuses_the_assignment(nnx_mode):
+    _, _, model, x = pair(3, 2)
+
+    def edit_and_apply(model, x):
+        nnx_side.set_kernel(model, 1.0)
+        return model(x)
+
+    def edit_in_place(model, x):
+        model.kernel[...] = jnp.ones((3, 2))
+
+    if nnx_mode == "graph":
+        nnx.cached_partial(nnx.jit(edit_in_place), model)(x)
+        np.testing.assert_array_equal(model.kernel[...], jnp.ones((3, 2)))
+    message = {
+        "graph": "The graph structure of a node added to cached_partial was mutated",
+        "tree": "cached_partial is a graph-mode-only API",
+    }[nnx_mode]
+    with pytest.raises(ValueError, match=message):
+        nnx.cached_partial(nnx.jit(edit_and_apply), model)(x)
+
+
 def test_pitfall_plain_dict_can_be_edited_in_place():
     module, frozen, _, x = pair(3, 2)
     plain = jax.tree.map(lambda leaf: leaf, frozen.unfreeze())
