@@ -26,11 +26,8 @@ of one layer. Seconds are per call.
 """
 
 import hashlib
-import itertools
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -43,8 +40,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from linen2nnx import suite
-from linen2nnx.overhead import label
+from linen2nnx import overhead, suite
+from linen2nnx.pytest_run import PytestRun
 from linen2nnx.report import write_whole
 
 FORMAT, VERSION = "linen2nnx bench", 1
@@ -52,6 +49,7 @@ COMMAND = "linen2nnx bench --save"
 REFERENCE, LIMIT = "Linen", "jax.numpy"
 AS_CHEAP_AS_LINEN = 1.05
 PROCESSES = 3
+MEASURING = "linen2nnx/overhead.py"
 
 
 class BenchError(RuntimeError):
@@ -110,7 +108,7 @@ def bench(
             if kept.is_file():
                 benchmarks = json.loads(kept.read_text())["benchmarks"]
                 runs.append([benchmark["extra_info"] for benchmark in benchmarks])
-    measurements = _merge(runs)
+    measurements = overhead.merge(runs)
     published = {f"{row['problem']}, {_label(row)}" for row in measurements}
     missing = [f"{k}: {why}" for k, why in rejected.items() if k not in published]
     if not measurements:
@@ -130,44 +128,7 @@ def bench(
 
 
 def _label(row: dict[str, Any]) -> str:
-    return label(row["what"], row["idiom"], row["mode"], row["layers"])
-
-
-def _merge(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The measurements of several processes as one.
-
-    Some figures differ more from process to process than within one: where things lie
-    in memory decides. So the ratio is that of the least times in any process, and its
-    interval the range of the processes' own ratios, which holds it. What only one
-    process could measure is left out.
-    """
-    by_name: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in itertools.chain(*runs):
-        name = tuple(row[k] for k in ("problem", "what", "idiom", "mode", "layers"))
-        by_name.setdefault(name, []).append(row)
-    merged = []
-    for rows in by_name.values():
-        if len(rows) < 2:
-            continue
-        seconds = min(row["seconds"] for row in rows)
-        linen_seconds = min(row["linen_seconds"] for row in rows)
-        ratios = [row["ratio"] for row in rows]
-        merged.append(
-            {
-                **rows[0],
-                "ratio": seconds / linen_seconds,
-                "interval": [min(ratios), max(ratios)],
-                "rounds": sum(row["rounds"] for row in rows),
-                "control": max((row["control"] for row in rows), key=_from_one),
-                "seconds": seconds,
-                "linen_seconds": linen_seconds,
-            }
-        )
-    return merged
-
-
-def _from_one(ratio: float) -> float:
-    return abs(ratio - 1)
+    return overhead.label(row["what"], row["idiom"], row["mode"], row["layers"])
 
 
 def bench_path(problem: suite.Problem) -> Path:
@@ -176,23 +137,26 @@ def bench_path(problem: suite.Problem) -> Path:
     return test.with_name(test.name.replace("test_", "bench_", 1))
 
 
-def sources(problem: suite.Problem) -> list[Path]:
-    """The files that a measurement of a problem depends on."""
-    return [
+def sources(problem: suite.Problem) -> list[str]:
+    """The files that a measurement of a problem depends on, and that which makes it."""
+    files = [
         problem.path("linen"),
         problem.path("nnx"),
         bench_path(problem),
         suite.root() / "parity_tests" / "overhead_arms.py",
     ]
+    return [*(file.relative_to(suite.root()).as_posix() for file in files), MEASURING]
 
 
 def sha256_of_sources(problems: Sequence[suite.Problem]) -> dict[str, str]:
-    """The SHA-256 of those files, by path in the suite."""
-    return {
-        path.relative_to(suite.root()).as_posix(): _sha256(path)
-        for problem in problems
-        for path in sources(problem)
-    }
+    """The SHA-256 of those files, by name."""
+    names = [name for problem in problems for name in sources(problem)]
+    return {name: _sha256(_source_path(name)) for name in names}
+
+
+def _source_path(name: str) -> Path:
+    is_library = name == MEASURING
+    return Path(overhead.__file__) if is_library else suite.root() / name
 
 
 def result_path(content: dict[str, Any]) -> Path:
@@ -245,7 +209,7 @@ def stale(content: dict[str, Any]) -> list[str]:
     """
     lines = []
     for name, sha256 in content["sources"].items():
-        path = suite.root() / name
+        path = _source_path(name)
         if not path.is_file() or _sha256(path) != sha256:
             change = "changed" if path.is_file() else "gone"
             lines.append(
@@ -407,71 +371,44 @@ def _run(
     files: Sequence[Path], folder: Path, progress: Callable[[int, int, str], None]
 ) -> dict[str, str]:
     """Run pytest on these files; the measurements that their control rejected."""
-    root = suite.root()
-    events, log = folder / "events.jsonl", folder / "log"
-    events.touch()
-    command = [
-        *(sys.executable, "-m", "pytest", *files),
-        *("-c", root / "pyproject.toml", "--rootdir", root, "--noconftest"),
-        *("--override-ini", "addopts=", "--override-ini", "pythonpath=."),
-        *("--import-mode", "importlib", "-p", "no:cacheprovider"),
-        *("-p", "linen2nnx.pytest_plugin", "-p", "no:randomly"),
-        *("--benchmark-enable", "--benchmark-json", folder / "benchmark.json"),
-        *("--linen2nnx-events", events),
-    ]
-    environment = {
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-        "PYTEST_ADDOPTS": "",
-        "PYTEST_XDIST_WORKER": "",  # inherited, it would disable the benchmarks
-        "JAX_ENABLE_COMPILATION_CACHE": "0",
-    }
-    done = total = exit_status = 0
+    done = 0
     rejected: dict[str, str] = {}
     errors: list[str] = []
-    pending = ""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    run = PytestRun(
+        files,
+        [
+            "--noconftest",
+            *("--benchmark-enable", "--benchmark-json", folder / "benchmark.json"),
+        ],
+        {
+            "PYTHONHASHSEED": "0",
+            "PYTEST_XDIST_WORKER": "",  # inherited, it would disable the benchmarks
+            "JAX_ENABLE_COMPILATION_CACHE": "0",
+        },
+        folder,
+    )
     try:
-        with events.open() as reader:
-            running = True
-            while running:
-                running = process.poll() is None
-                *lines, pending = (pending + reader.read()).split("\n")
-                for event in map(json.loads, lines):
-                    if event["event"] == "collected":
-                        total = event["tests"]
-                    elif event["event"] == "finished":
-                        exit_status = event["exit_status"]
-                    elif event["event"] == "test":
-                        done += 1
-                        name, problem = event["test"], event["message"] or ""
-                        if "ControlError" in problem.partition(":")[0]:
-                            rejected[_short(name)] = problem
-                        elif event["outcome"] != "passed":
-                            errors.append(f"{_short(name)}: {problem}")
-                        progress(done, total, _short(name))
-                    elif event["event"] == "error":
-                        errors.append(f"{event['test']}: {event['message']}")
-                if running:
-                    time.sleep(0.2)
+        running = True
+        while running:
+            running = run.is_running()
+            for event in run.events():
+                if event["event"] == "test":
+                    done += 1
+                    name, message = _short(event["test"]), event["message"] or ""
+                    if "ControlError" in message.partition(":")[0]:
+                        rejected[name] = message
+                    elif event["outcome"] != "passed":
+                        errors.append(f"{name}: {message}")
+                    progress(done, run.total, name)
+                elif event["event"] == "error":
+                    errors.append(f"{event['test']}: {event['message']}")
+            time.sleep(0.2)
+        if errors:
+            raise BenchError("; ".join(errors))
+        if error := run.error():
+            raise BenchError(f"the benchmarks {error}")
     finally:
-        process.kill()
-        process.wait()
-    if errors:
-        raise BenchError("; ".join(errors))
-    if not done or exit_status not in (0, 1):
-        last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-        raise BenchError(
-            f"the benchmarks stopped with exit status {process.returncode}: {last}"
-        )
+        run.stop()
     return rejected
 
 

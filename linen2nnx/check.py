@@ -3,10 +3,6 @@
 Each mode of nnx gets a pytest process of its own, both at the same time.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from linen2nnx import suite
+from linen2nnx.pytest_run import PytestRun
 from linen2nnx.report import Outcome, Results, is_pitfall, largest
 
 MODES = ("graph", "tree")
@@ -44,11 +41,15 @@ def check(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = {mode: _Run(mode, folder) for mode in MODES}
         for run in runs.values():
-            stack.callback(run.stop)
-        while any(run.is_running() for run in runs.values()):
+            stack.callback(run.process.stop)
+        running = True
+        while running:
+            running = any(run.process.is_running() for run in runs.values())
+            for run in runs.values():
+                run.read()
             progress(
                 sum(run.ended for run in runs.values()),
-                sum(run.total for run in runs.values()),
+                sum(run.process.total for run in runs.values()),
             )
             time.sleep(0.1)
         for run in runs.values():
@@ -74,70 +75,34 @@ def compilation_cache(folder: str | Path) -> dict[str, str]:
 
 
 class _Run:
-    """One pytest process and what it has reported so far."""
+    """The pytest process of one mode and what it has reported so far."""
 
     def __init__(self, mode: str, folder: Path) -> None:
         self.mode = mode
-        self.ended = self.total = 0
+        self.ended = 0
         self.environment: dict[str, str] = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.finished = False
-        events, self.log = folder / f"{mode}.jsonl", folder / f"{mode}.log"
-        events.touch()
-        self.events = events.open()
-        self.pending = ""
-        root = suite.root()
-        command = [
-            *(sys.executable, "-m", "pytest", root / "parity_tests"),
-            *("-c", root / "pyproject.toml", "--rootdir", root),
-            *("--override-ini", "addopts=", "--override-ini", "filterwarnings=always"),
-            *("--override-ini", "python_files=test_*.py"),
-            *("--import-mode", "importlib", "-p", "no:cacheprovider"),
-            "--continue-on-collection-errors",
-            *("-p", "linen2nnx.pytest_plugin", "-p", "no:randomly"),
-            *("--nnx-mode", mode, "--linen2nnx-events", events),
-        ]
-        environment = {
-            **compilation_cache(folder / "compiled"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # two processes share a GPU
-            "PYTEST_ADDOPTS": "",
-        }
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [str(word) for word in command],
-                cwd=folder,
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self.process = PytestRun(
+            [suite.root() / "parity_tests"],
+            [
+                *("--override-ini", "filterwarnings=always"),
+                *("--override-ini", "python_files=test_*.py"),
+                *("--continue-on-collection-errors", "--nnx-mode", mode),
+            ],
+            compilation_cache(folder / "compiled"),
+            folder,
+            mode,
+        )
 
-    def is_running(self) -> bool:
-        """Read what was reported since the last call; whether more will come."""
-        running = self.process.poll() is None
-        *lines, self.pending = (self.pending + self.events.read()).split("\n")
-        for line in lines:
-            self._take(json.loads(line))
-        return running
+    def read(self) -> None:
+        """Take what was reported since the last call."""
+        for event in self.process.events():
+            self._take(event)
 
     def finish(self) -> None:
         """Raise an error unless the process ran every test to its end."""
-        if self.finished and self.total:
-            return
-        lines = self.log.read_text().strip().splitlines() or ["no output"]
-        errors = [line for line in lines if line.startswith(("E  ", "ERROR"))]
-        last = (errors or lines)[-1].removeprefix("E ").strip()
-        raise CheckError(
-            f"the tests in {self.mode} mode stopped with exit status "
-            f"{self.process.returncode}: {last}"
-        )
-
-    def stop(self) -> None:
-        """End the process, if it has not ended by itself."""
-        self.events.close()
-        self.process.kill()
-        self.process.wait()
+        if error := self.process.error():
+            raise CheckError(f"the tests in {self.mode} mode {error}")
 
     def outcome(self, problem: suite.Problem) -> Outcome:
         """What became of one problem."""
@@ -146,10 +111,8 @@ class _Run:
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "collected":
-            self.total, self.environment = event["tests"], event["environment"]
-        elif kind == "finished":
-            self.finished = event["exit_status"] in (0, 1)
-        else:
+            self.environment = event["environment"]
+        elif kind != "finished":
             outcome = self.outcomes.setdefault(_problem_name(event["test"]), Outcome())
             getattr(self, f"_take_{kind}")(outcome, event)
 

@@ -411,3 +411,40 @@ def record(
             "environment": environment(),
         }
     )
+
+
+def merge(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The measurements of several processes as one.
+
+    Some figures differ more from process to process than within one: where things lie
+    in memory decides. So the ratio is that of the least times in any process, and its
+    interval the range of the processes' own ratios, which holds it. What only one
+    process could measure is left out.
+    """
+    by_name: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in itertools.chain(*runs):
+        name = tuple(row[k] for k in ("problem", "what", "idiom", "mode", "layers"))
+        by_name.setdefault(name, []).append(row)
+    merged = []
+    for rows in by_name.values():
+        if len(rows) < 2:
+            continue
+        seconds = min(row["seconds"] for row in rows)
+        linen_seconds = min(row["linen_seconds"] for row in rows)
+        ratios = [row["ratio"] for row in rows]
+        merged.append(
+            {
+                **rows[0],
+                "ratio": seconds / linen_seconds,
+                "interval": [min(ratios), max(ratios)],
+                "rounds": sum(row["rounds"] for row in rows),
+                "control": max((row["control"] for row in rows), key=_from_one),
+                "seconds": seconds,
+                "linen_seconds": linen_seconds,
+            }
+        )
+    return merged
+
+
+def _from_one(ratio: float) -> float:
+    return abs(ratio - 1)

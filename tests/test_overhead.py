@@ -269,6 +269,7 @@ def clone(tmp_path, monkeypatch):
 
 def test_a_result_older_than_its_sources_is_found(clone):
     sources = bench.sha256_of_sources([suite.Problem("c/p")])
+    assert "linen2nnx/overhead.py" in sources
     result = content(sources=sources)
     assert bench.stale(result) == []
     (clone / "nnx_impl/c/p.py").write_text("changed")
@@ -373,7 +374,7 @@ def test_processes_are_merged():
         [row("x", 2.1, **{**times, "seconds": 2.1, "control": 0.96})],
         [row("y", 3.0, **{**times, "seconds": 3.0})],
     ]
-    assert bench._merge(runs) == [
+    assert overhead.merge(runs) == [
         row(
             "x",
             2.1,
