@@ -12,7 +12,8 @@ A result file is JSON:
       "commit": "8a6f3ef...",
       "sources": {"linen_impl/surgery/replace_kernel.py": "<sha256>", ...},
       "environment": {"python": "3.12.3", "flax": "0.12.12", "device": "cpu: cpu",
-                      "cpu_model": "...", "async_dispatch": "off", ...},
+                      "cpu_model": "...", "async_dispatch": "off", "cores": "1",
+                      ...},
       "measurements": [
         {"problem": "surgery/replace_kernel", "what": "jitted", "idiom": "nnx.jit",
          "mode": "tree", "layers": null, "ratio": 3.4, "interval": [3.37, 3.46],

@@ -126,10 +126,9 @@ def compare(
 ) -> Comparison:
     """Time arms against the first of them, in this process.
 
-    Rounds go on until every interval is tight, or the time is up. Meanwhile the garbage
-    collector is off and the process is bound to one core, where the system has that;
-    both are as before afterwards. If the control is off, it is all done again for three
-    times as long, and once more for nine times.
+    Rounds go on until every interval is tight, or the time is up, with the garbage
+    collector off. If the control is off, it is all done again for three times as long,
+    and once more for nine times.
 
     Args:
         arms: at least two; the first is the reference.
@@ -168,16 +167,19 @@ def compare(
     )
 
 
-def dispatch_synchronously() -> None:
-    """Let JAX compute on the CPU in the thread that asks for it.
+def use_one_thread() -> None:
+    """Let JAX compute in the thread that asks for it, on one core.
 
-    Else another thread may or may not do it, and a call of 7 us takes 7 to 30. Call it
-    before JAX is used: the client for the CPU reads the setting once. The environment
-    variable of that name has no effect in jax 0.10 to 0.12.
+    Else another thread may or may not do it, and CPU time counts what waking it takes:
+    a call of 7 us takes 7 to 30, and one of 200 us takes 200 to 600. Call it before JAX
+    is used: the client for the CPU reads both settings once. The environment variable
+    of the first has no effect in jax 0.10 to 0.12.
     """
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(_cores())})
 
 
 def default_clock() -> Clock:
@@ -206,6 +208,7 @@ def environment() -> dict[str, str]:
         **environment(),
         "cpu_model": _cpu_model(),
         "async_dispatch": "on" if is_async else "off",
+        "cores": str(len(_cores())),
     }
 
 
@@ -285,23 +288,21 @@ def _block(result: Any) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Without garbage collection, on one core."""
+    """Without garbage collection."""
     collects = gc.isenabled()
-    cores = _cores()
     gc.disable()
     try:
-        if cores:
-            os.sched_setaffinity(0, {max(cores)})
         yield
     finally:
-        if cores:
-            os.sched_setaffinity(0, cores)
         if collects:
             gc.enable()
 
 
-def _cores() -> set[int] | None:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+def _cores() -> set[int]:
+    """The cores that this process may use; all where the system cannot say."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def in_mode(mode: Mode | None) -> AbstractContextManager[Any]:

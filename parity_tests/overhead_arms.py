@@ -175,7 +175,7 @@ def pytest_generate_tests(metafunc):
     option = metafunc.config.getoption
     is_timed = option("benchmark_enable") or not option("benchmark_disable")
     if is_timed:
-        overhead.dispatch_synchronously()
+        overhead.use_one_thread()
     cases = [
         pytest.param(what, *key, layers, id=overhead.label(what, *key, layers))
         for layers in (bench.layers if is_timed else bench.layers[:1])

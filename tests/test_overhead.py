@@ -3,6 +3,7 @@ import gc
 import importlib
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -116,12 +117,11 @@ def test_the_control_is_timed_like_any_other_arm():
 
 
 @pytest.mark.parametrize("collects", [True, False])
-def test_what_is_changed_while_timing_is_restored(collects):
-    cores = overhead._cores()
+def test_the_garbage_collector_is_off_while_timing_and_restored(collects):
     seen = []
 
     def look():
-        seen.append((gc.isenabled(), overhead._cores()))
+        seen.append(gc.isenabled())
         if len(seen) > 3:
             raise ZeroDivisionError
 
@@ -132,10 +132,7 @@ def test_what_is_changed_while_timing_is_restored(collects):
         assert gc.isenabled() == collects
     finally:
         gc.enable()
-    assert overhead._cores() == cores
-    assert {enabled for enabled, _ in seen} == {False}
-    if cores:
-        assert {len(found) for _, found in seen} == {1}
+    assert {*seen} == {False}
 
 
 def test_an_arm_runs_in_its_mode():
@@ -286,7 +283,7 @@ TINY_BENCHMARK = """
 import pytest
 from linen2nnx import overhead
 
-overhead.dispatch_synchronously()
+overhead.use_one_thread()
 
 @pytest.mark.benchmark(timer=overhead.recorded_time)
 def test_overhead(benchmark):
@@ -359,6 +356,7 @@ def test_bench_of_a_tiny_problem(clone, tmp_path, monkeypatch):
     assert environment["device"] == "cpu: cpu"
     assert environment["cpu_model"]
     assert environment["async_dispatch"] == "off"
+    assert environment["cores"] == "1" or not hasattr(os, "sched_setaffinity")
     assert result["commit"] is None
     assert result["sources"] == bench.sha256_of_sources([problem])
     bench.save(result, clone / "docs" / "r.json")
