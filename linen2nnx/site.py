@@ -69,6 +69,8 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     ),
     "flax.nnx.Param": NNX_API + "variables.html#flax.nnx.Param",
     "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
+    "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
+    "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
     "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
     "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
@@ -274,7 +276,9 @@ def parity_fragment(name: str, results: list[report.Results]) -> str:
             largest = max(float(c["largest_difference"]) for c in found if c)
             what = f"**{check}** <small>{CHECKS.get(check, '')}</small>"
             lines.append(f"| {what} | {counts} | {largest:.3g} |")
-    tests = " and ".join(f"{o.tests} in {mode} mode" for mode, o in outcomes.items())
+    tests = " and ".join(
+        f"{o.tests} tests in {mode} mode" for mode, o in outcomes.items()
+    )
     test_file = f"parity_tests/{name.replace('/', '/test_')}.py"
     summary = f"Verdict: **{_verdict(result, name)}**. `{test_file}` ran {tests}."
     file = f"parity-{result.environment['flax']}.json"
@@ -450,7 +454,7 @@ def _cost_parts(name: str, result: dict[str, Any], file: str) -> Iterator[str]:
     source = _provenance(env, result["date"], result["command"], file)
     controls = [row["control"] for row in result["measurements"]]
     yield (
-        "Time over Linen's, with the range of the ratio within the run; "
+        "Time over Linen's, with the range of that ratio over three processes; "
         "[how it is measured, and what the idioms are](../cost.md). "
         f"Control between {min(controls):.2f} and {max(controls):.2f}. {source}\n"
         "{ .source }"
