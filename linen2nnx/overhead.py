@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -418,9 +419,8 @@ def merge(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The measurements of several processes as one.
 
     Some figures differ more from process to process than within one: where things lie
-    in memory decides. So the ratio is that of the least times in any process, and its
-    interval the range of the processes' own ratios, which holds it. What only one
-    process could measure is left out.
+    in memory decides. So the ratio is the median of the processes' ratios, and its
+    interval their range. What only one process could measure is left out.
     """
     by_name: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in itertools.chain(*runs):
@@ -430,18 +430,16 @@ def merge(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     for rows in by_name.values():
         if len(rows) < 2:
             continue
-        seconds = min(row["seconds"] for row in rows)
-        linen_seconds = min(row["linen_seconds"] for row in rows)
         ratios = [row["ratio"] for row in rows]
         merged.append(
             {
                 **rows[0],
-                "ratio": seconds / linen_seconds,
+                "ratio": statistics.median(ratios),
                 "interval": [min(ratios), max(ratios)],
                 "rounds": sum(row["rounds"] for row in rows),
                 "control": max((row["control"] for row in rows), key=_from_one),
-                "seconds": seconds,
-                "linen_seconds": linen_seconds,
+                "seconds": min(row["seconds"] for row in rows),
+                "linen_seconds": min(row["linen_seconds"] for row in rows),
             }
         )
     return merged

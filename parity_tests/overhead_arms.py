@@ -27,6 +27,7 @@ WIDTH = 32
 
 EAGER, EDIT, JITTED = "eager", "edit", "jitted"
 TRACE, COMPILE = "first call: trace", "first call: compile"
+SECONDS = {EAGER: 0.7, EDIT: 0.7, JITTED: 0.7, TRACE: 2.5, COMPILE: 2.5}  # a comparison
 
 ASSIGNMENT = "attribute assignment", None
 SPLIT_MAP_MERGE = [("split/map/merge", "graph"), ("split/map/merge", "tree")]
@@ -159,7 +160,7 @@ def _comparison(
     """All idioms of one thing, timed together, once for all their tests."""
     arms = [checked_arm(bench, what, *key, layers) for key in bench.idioms[what]]
     try:
-        return overhead.compare(arms)
+        return overhead.compare(arms, max_seconds=SECONDS[what])
     except overhead.ControlError as error:
         return error
 

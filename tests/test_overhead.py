@@ -364,22 +364,23 @@ def test_bench_of_a_tiny_problem(clone, tmp_path, monkeypatch):
 
 
 def test_processes_are_merged():
-    """The first is slow on both sides, the third measured something else."""
+    """The second is slow on both sides, the last measured something else as well."""
     times = {"rounds": 10, "linen_seconds": 1.0, "control": 1.0}
-    slow = {**times, "linen_seconds": 2.0, "seconds": 4.4}
+    slow = {**times, "linen_seconds": 2.0, "seconds": 4.2}
     runs = [
-        [row("x", 2.2, **slow)],
-        [row("x", 2.1, **{**times, "seconds": 2.1, "control": 0.96})],
-        [row("y", 3.0, **{**times, "seconds": 3.0})],
+        [row("x", 2.5, **times, seconds=2.5)],
+        [row("x", 2.1, **slow)],
+        [row("x", 2.2, **{**times, "control": 0.96}, seconds=2.2)],
+        [row("y", 3.0, **times, seconds=3.0)],
     ]
     assert overhead.merge(runs) == [
         row(
             "x",
-            2.1,
-            interval=[2.1, 2.2],
-            rounds=20,
+            2.2,
+            interval=[2.1, 2.5],
+            rounds=30,
             control=0.96,
-            seconds=2.1,
+            seconds=2.2,
             linen_seconds=1.0,
         )
     ]
