@@ -288,7 +288,8 @@ def render(content: dict[str, Any], rejected: Sequence[str] = ()) -> Group:
     clock = rows[0]["clock"].replace("cpu", "CPU")
     parts.append(
         Text(
-            f"Ratio to Linen's {clock}, and its range over {PROCESSES} processes. "
+            f"Ratio to Linen's {clock}: the median of {PROCESSES} processes, and their "
+            "range. "
             f"flax {env['flax']}, jax {env['jax']}, python {env['python']}, {where}",
             style="dim",
         )

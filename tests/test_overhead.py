@@ -332,6 +332,7 @@ def test_bench_of_a_tiny_problem(clone, tmp_path, monkeypatch):
 
     seen.clear()
     monkeypatch.setattr(bench, "_run", run)
+    monkeypatch.setattr(bench, "PROCESSES", 3)
     result, missing = bench.bench([problem], lambda *done: seen.append(done))
     assert missing == [f"c/p, test_noisy: {error}"]
     assert seen == [(1, 6, "c/p"), (3, 6, "c/p"), (5, 6, "c/p")]
