@@ -27,7 +27,7 @@ WIDTH = 32
 
 EAGER, EDIT, JITTED = "eager", "edit", "jitted"
 TRACE, COMPILE = "first call: trace", "first call: compile"
-SECONDS = {EAGER: 0.7, EDIT: 0.7, JITTED: 0.7, TRACE: 2.5, COMPILE: 2.5}  # a comparison
+SECONDS = {EAGER: 0.7, EDIT: 0.7, JITTED: 0.7, TRACE: 1.2, COMPILE: 2.0}  # a comparison
 
 ASSIGNMENT = "attribute assignment", None
 SPLIT_MAP_MERGE = [("split/map/merge", "graph"), ("split/map/merge", "tree")]
