@@ -23,7 +23,7 @@ A result file is JSON:
     }
 
 `mode` is that of nnx, null where it makes no difference. `layers` is null for a problem
-of one layer. Seconds are per call.
+of one layer. Seconds are per call, the least of any process.
 """
 
 import hashlib
