@@ -115,6 +115,9 @@ class _EventWriter:
         if report.failed:
             self.write("error", test=report.nodeid, message=_last_line(report))
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.write("started", test=nodeid)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.failed:
             self.write(
