@@ -68,7 +68,8 @@ class Environment:
 
     Attributes:
         folder: where it is.
-        packages: version of each installed package; of a local flax, with its SHA-256.
+        packages: version of each installed package; of a local flax, with the start of
+            its SHA-256.
     """
 
     folder: Path
@@ -196,21 +197,28 @@ class Uv:
         return out.strip().partition("==")[2]
 
     def wheel(self, source: Path, cache: Path) -> Path:
-        """The wheel of a local folder; a wheel as it is.
+        """The wheel of a local folder, or a wheel itself, copied to the cache.
+
+        Its folder there is named by its content: uv takes a wheel at the same path for
+        the same wheel.
 
         Raises:
             InstallError: if the folder cannot be built.
         """
-        if source.is_file():
-            return source
-        out = Path(tempfile.mkdtemp(dir=_folder(cache / "wheels")))
-        status, _, error = self._run(
-            *("build", "--quiet", "--wheel", "--python", self.python),
-            *("--out-dir", str(out), str(source)),
-        )
-        if status != 0:
-            raise InstallError(_cause(error))
-        return next(out.glob("*.whl"))
+        with tempfile.TemporaryDirectory() as folder:
+            if source.is_dir():
+                status, _, error = self._run(
+                    *("build", "--quiet", "--wheel", "--python", self.python),
+                    *("--out-dir", folder, str(source)),
+                )
+                if status != 0:
+                    raise InstallError(_cause(error))
+                source = next(Path(folder).glob("*.whl"))
+            content = source.read_bytes()
+        kept = _folder(cache / "wheels" / digest([content])) / source.name
+        if not kept.is_file():
+            _write(kept, content)
+        return kept
 
     def environment(
         self, spec: Spec, requirements: Sequence[str], cache: Path
@@ -220,17 +228,17 @@ class Uv:
         Raises:
             InstallError: if it could not be made.
         """
-        key, packages = [self.python, self.python_version], {}
         wanted = [spec.flax_source, spec.jax, *NEEDED, *requirements]
-        if (wheel := Path(spec.flax_source)).suffix == ".whl":
-            packages["flax"] = f"{spec.flax} sha256:{digest([wheel.read_bytes()])}"
-        name = digest([json.dumps([key, wanted, packages]).encode()])
+        key = json.dumps([self.python, self.python_version, wanted])
+        name = digest([key.encode()])
         folder = _folder(cache / "environments") / name
         listed = folder / "packages.json"
         if not listed.is_file():
             made = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
             try:
-                listing = self._make(made, wanted) | packages
+                listing = self._make(made, wanted)
+                if (wheel := Path(spec.flax_source)).suffix == ".whl":
+                    listing["flax"] += f" {wheel.parent.name}"
                 (made / listed.name).write_text(json.dumps(listing, indent=2))
                 os.rename(made, folder)
             except OSError as error:
@@ -242,10 +250,10 @@ class Uv:
 
     def _make(self, folder: Path, wanted: Sequence[str]) -> dict[str, str]:
         venv = str(folder / "venv")
-        install = ["pip", "install", "--python", venv, *wanted]
-        if any(word.endswith(".whl") for word in wanted):
-            install += ["--refresh-package", "flax"]  # it may have the name of another
-        for command in (["venv", "--python", self.python, venv], install):
+        for command in (
+            ["venv", "--python", self.python, venv],
+            ["pip", "install", "--python", venv, *wanted],
+        ):
             status, _, error = self._run("--quiet", *command)
             if status != 0:
                 raise InstallError(_cause(error) if status else "it took too long")
@@ -407,6 +415,13 @@ def _bytes(item: tuple[str, bytes]) -> tuple[bytes, bytes]:
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
 
 
 def _find_uv() -> str:
