@@ -39,10 +39,10 @@ def main() -> None:
     )
 
 
-def api(module_name: str) -> dict[str, str]:
+def api(module_name: str) -> dict[str, list[str]]:
     """Public names of a module and its classes' methods, with their parameters."""
     module = importlib.import_module(module_name)
-    found = {}
+    found: dict[str, list[str]] = {}
     for name, value in inspect.getmembers(module):
         if name.startswith("_") or inspect.ismodule(value):
             continue
@@ -55,15 +55,14 @@ def api(module_name: str) -> dict[str, str]:
     return found
 
 
-def _parameters(value: Any) -> str:
-    """`(features, use_bias=True)`, without self; empty for what is not called."""
+def _parameters(value: Any) -> list[str]:
+    """`["features", "use_bias=True"]`, without self; none for what is not called."""
     try:
         is_class = inspect.isclass(value)
         signature = inspect.signature(value.__init__ if is_class else value)
     except (TypeError, ValueError):
-        return ""
-    parameters = [p for p in signature.parameters.values() if p.name != "self"]
-    return f"({', '.join(map(_parameter, parameters))})"
+        return []
+    return [_parameter(p) for p in signature.parameters.values() if p.name != "self"]
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
@@ -138,13 +137,13 @@ def _rng_paths() -> str:
 def _optimizer() -> str:
     from flax import nnx
 
-    return _parameters(nnx.Optimizer)
+    return ", ".join(_parameters(nnx.Optimizer))
 
 
 def _optimizer_update() -> str:
     from flax import nnx
 
-    return _parameters(nnx.Optimizer.update)
+    return ", ".join(_parameters(nnx.Optimizer.update))
 
 
 def _floats(array: Any) -> list[float]:

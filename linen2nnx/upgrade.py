@@ -572,6 +572,20 @@ def _api_changes(first: ReleaseResult, other: ReleaseResult) -> dict[str, list[s
         "gone": [name for name in before if name not in after],
         "added": [name for name in after if name not in before],
         "with other parameters": [
-            f"{name}: {before[name]} -> {after[name]}" for name in both
+            f"{name}({_other(before[name], after[name])})" for name in both
         ],
     }
+
+
+def _other(before: list[str], after: list[str]) -> str:
+    """What differs of two lists of parameters: `kernel=0.5 -> 0.75, +graph=None`."""
+    old = {parameter.partition("=")[0]: parameter for parameter in before}
+    new = {parameter.partition("=")[0]: parameter for parameter in after}
+    texts = [
+        f"{old[name]} -> {new[name].partition('=')[2] or 'no default'}"
+        for name in old
+        if name in new and old[name] != new[name]
+    ]
+    texts += [f"-{old[name]}" for name in old if name not in new]
+    texts += [f"+{new[name]}" for name in new if name not in old]
+    return ", ".join(texts) or "in another order"

@@ -89,6 +89,7 @@ def offline(monkeypatch, folder: Path, cache: Path) -> None:
     monkeypatch.setattr(environments, "NEEDED", ())
     monkeypatch.setenv("LINEN2NNX_CACHE", str(cache))
     for name, value in {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "UV_OFFLINE": "1",
         "UV_NO_INDEX": "1",
         "UV_FIND_LINKS": str(folder),

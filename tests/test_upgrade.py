@@ -92,10 +92,7 @@ def test_a_changed_default(found):
     worse, changed = changes(found, "0.12.102")
     assert worse == [f"{LINEAR}, graph mode: holds -> {text}"]
     (api,) = changed
-    assert api == (
-        "API names with other parameters: "
-        "nnx.Linear: (features, kernel=0.5) -> (features, kernel=0.75)"
-    )
+    assert api == ("API names with other parameters: nnx.Linear(kernel=0.5 -> 0.75)")
 
 
 def test_a_renamed_function(found):
