@@ -122,8 +122,13 @@ class Seen:
         running: the test that has started and not ended; None between tests.
     """
 
-    def __init__(self) -> None:
-        """Nothing yet."""
+    def __init__(self, name_of: Callable[[str], str] | None = None) -> None:
+        """Nothing yet.
+
+        Args:
+            name_of: the problem that a test belongs to; None is that of the suite.
+        """
+        self.name_of = name_of or problem_name
         self.ended = 0
         self.environment: dict[str, str] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -137,7 +142,7 @@ class Seen:
         elif kind == "started":
             self.running = event["test"]
         elif kind != "finished":
-            outcome = self.outcomes.setdefault(problem_name(event["test"]), Outcome())
+            outcome = self.outcomes.setdefault(self.name_of(event["test"]), Outcome())
             getattr(self, f"_take_{kind}")(outcome, event)
 
     def _take_test(self, outcome: Outcome, event: dict[str, Any]) -> None:

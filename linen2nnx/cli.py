@@ -6,7 +6,7 @@ It imports neither jax nor flax: tests run in processes of their own.
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, Group
@@ -71,6 +71,29 @@ def check(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ignore the results of earlier checks.")
     ] = False,
+    tests: Annotated[
+        Path | None,
+        typer.Option(
+            "--tests",
+            metavar="PATH",
+            exists=True,
+            help="Run your own tests too: a file or folder.",
+        ),
+    ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="PACKAGE", help="What they need; or a folder."),
+    ] = None,
+    requirements: Annotated[
+        Path | None,
+        typer.Option(
+            "--requirements",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="The same, a line each.",
+        ),
+    ] = None,
     json: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the results to FILE."),
@@ -97,12 +120,26 @@ def check(
             _fail(f"{file.parent} is no folder to write {file.name} to")
     if jax not in (None, "newest"):
         _fail(f"--jax takes newest, got {jax}; one version is 0.12.8+jax0.10.2")
+    needed = [_requirement(text) for text in with_ or []]
+    if requirements is not None:
+        needed.append(f"--requirements={requirements.resolve()}")
+    if needed and tests is None:
+        _fail("--with and --requirements say what --tests needs; it takes a path")
     if release:
-        _check_releases(release, python, jax, limit, fresh, json, markdown, junit)
+        options = {
+            "python": python,
+            "newest_jax": jax == "newest",
+            "limit": limit,
+            "fresh": fresh,
+            "tests": tests,
+            "requirements": needed,
+        }
+        _check_releases(release, options, json, markdown, junit)
     for option, given in {
         "--python": python,
         "--jax": jax,
         "--fresh": fresh,
+        "--tests": tests,
         "--markdown": markdown,
         "--junit": junit,
     }.items():
@@ -135,10 +172,7 @@ def check(
 
 def _check_releases(
     names: list[str],
-    python: str | None,
-    jax: str | None,
-    limit: float,
-    fresh: bool,
+    options: dict[str, Any],
     json: Path | None,
     markdown: Path | None,
     junit: Path | None,
@@ -172,14 +206,7 @@ def _check_releases(
                         total=total or None,
                     )
 
-            found = upgrade(
-                names,
-                python=python,
-                newest_jax=jax == "newest",
-                fresh=fresh,
-                limit=limit,
-                progress=show,
-            )
+            found = upgrade(names, **options, progress=show)
         console.print(upgrade_report.render(found))
         if json is not None:
             found.save(json)
@@ -194,6 +221,11 @@ def _check_releases(
     except KeyboardInterrupt:
         _fail("interrupted; what had ended is kept, and the next check goes on there")
     raise typer.Exit(found.exit_status)
+
+
+def _requirement(text: str) -> str:
+    """A folder as uv installs it, so that an edit of it counts; else as it is."""
+    return f"--editable={Path(text).resolve()}" if Path(text).is_dir() else text
 
 
 @app.command()

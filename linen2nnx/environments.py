@@ -229,7 +229,9 @@ class Uv:
             InstallError: if it could not be made.
         """
         wanted = [spec.flax_source, spec.jax, *NEEDED, *requirements]
-        key = json.dumps([self.python, self.python_version, wanted])
+        files = [w.partition("=")[2] for w in wanted if w.startswith("--requirements=")]
+        texts = [Path(file).read_text() for file in files]
+        key = json.dumps([self.python, self.python_version, wanted, texts])
         name = digest([key.encode()])
         folder = _folder(cache / "environments") / name
         listed = folder / "packages.json"

@@ -37,6 +37,7 @@ class PytestRun:
         name: str = "run",
         python: str | Path = sys.executable,
         root: Path | None = None,
+        own_settings: bool = False,
     ) -> None:
         """Start it.
 
@@ -48,6 +49,8 @@ class PytestRun:
             name: of its files there.
             python: the interpreter that runs it.
             root: the folder of the suite; None is this one's.
+            own_settings: take pytest's settings and the folder from where the paths
+                are, for tests that are not the suite's.
         """
         self.total = 0
         self._finished = False
@@ -58,13 +61,16 @@ class PytestRun:
         root = root or suite.root()
         command = [
             *(python, "-m", "pytest", *paths, *OPTIONS),
-            *("-c", root / "pyproject.toml", "--rootdir", root),
             *("--linen2nnx-events", events, *options),
         ]
+        if own_settings:
+            command += ["--import-mode", "prepend"]
+        else:
+            command += ["-c", root / "pyproject.toml", "--rootdir", root]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [str(word) for word in command],
-                cwd=folder,
+                cwd=None if own_settings else folder,
                 env={**os.environ, **ENVIRONMENT, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

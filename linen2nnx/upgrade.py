@@ -178,6 +178,8 @@ def upgrade(
     newest_jax: bool = False,
     fresh: bool = False,
     limit: float = LIMIT,
+    tests: Path | None = None,
+    requirements: Sequence[str] = (),
     cache: Path | None = None,
     progress: Progress = lambda runs: None,
 ) -> Upgrade:
@@ -189,6 +191,9 @@ def upgrade(
         newest_jax: take the newest jax, whatever the table of releases says.
         fresh: run what is in the cache again.
         limit: seconds without a test's end after which a run is stopped.
+        tests: a file or folder of other tests, run beside the suite.
+        requirements: what those tests need, as pip takes it; a folder is installed so
+            that an edit there counts.
         cache: the folder of environments and results; None is the user's.
         progress: called often, with what each run does and how far it is.
 
@@ -209,7 +214,7 @@ def upgrade(
     uv = Uv(python, children)
     specs = environments.parse(arguments, uv, cache, newest_jax=newest_jax)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    work = _Work(uv, cache, fresh, limit)
+    work = _Work(uv, cache, fresh, limit, tests, requirements)
     results = []
     pool = ThreadPoolExecutor(_parallel_runs())
     try:
@@ -234,18 +239,35 @@ def upgrade(
                     for mode in result.facts["modes"]:
                         run = pool.submit(work.run, result, environment, mode)
                         pending.add(run)
+                        if tests:
+                            own = pool.submit(work.run_own, result, environment, mode)
+                            pending.add(own)
             progress(dict(work.progress))
     finally:
         children.stop()
         pool.shutdown(cancel_futures=True)
         shutil.rmtree(work.folder, ignore_errors=True)
-    return Upgrade(f"linen2nnx check {' '.join(arguments)}", date, results)
+    words = ["linen2nnx check", *arguments]
+    words += ["--python", python] if python else []
+    words += ["--jax newest"] if newest_jax else []
+    words += [f"--tests {tests}"] if tests else []
+    return Upgrade(" ".join(words), date, results)
 
 
 class _Work:
     """What one check does, in the threads of its pool."""
 
-    def __init__(self, uv: Uv, cache: Path, fresh: bool, limit: float) -> None:
+    def __init__(
+        self,
+        uv: Uv,
+        cache: Path,
+        fresh: bool,
+        limit: float,
+        tests: Path | None,
+        requirements: Sequence[str],
+    ) -> None:
+        self.tests = tests.resolve() if tests else None
+        self.requirements = requirements
         self.uv = uv
         self.children = uv.children
         self.cache = cache
@@ -263,7 +285,7 @@ class _Work:
         """
         self.progress[spec.name] = ("installing", 0, 0)
         try:
-            environment = self.uv.environment(spec, (), self.cache)
+            environment = self.uv.environment(spec, self.requirements, self.cache)
         except InstallError as error:
             result.error = f"could not be installed: {error}"
             result.told = False
@@ -297,9 +319,79 @@ class _Work:
             )
         finally:
             self.progress.pop(label, None)
-        result.logs[mode] = content["log"]
+        self._keep(result, mode, mode, content)
+
+    def run_own(
+        self, result: ReleaseResult, environment: Environment, mode: str
+    ) -> None:
+        """Run the user's tests likewise; each file stands as a problem."""
+        label = f"{result.title}, {mode} mode, {self.tests}"
+        what = f"{mode} mode, {self.tests}, {self._digest_of_own()}"
+        try:
+            content = self._cached(
+                environment,
+                what,
+                lambda: self._run_own_mode(environment, mode, label, what),
+            )
+        finally:
+            self.progress.pop(label, None)
+        self._keep(result, mode, f"{mode}, own tests", content)
+
+    def _keep(
+        self, result: ReleaseResult, mode: str, log: str, content: dict[str, Any]
+    ) -> None:
+        result.logs[log] = content["log"]
         for name, outcome in content["problems"].items():
             result.problems.setdefault(name, {})[mode] = Outcome(**outcome)
+
+    def _digest_of_own(self) -> str:
+        """Of every Python file of the tests and of the folders they need."""
+        assert self.tests
+        folders = [Path(r.removeprefix("--editable=")) for r in self.requirements]
+        found = [
+            path.read_bytes()
+            for top in (self.tests, *folders)
+            for path in ([top] if top.is_file() else sorted(top.rglob("*.py")))
+            if not any(part.startswith(".") for part in path.relative_to(top).parts)
+        ]
+        return digest(found)
+
+    def _run_own_mode(
+        self, environment: Environment, mode: str, label: str, what: str
+    ) -> dict[str, Any]:
+        assert self.tests
+        tests = self.tests
+        seen = Seen(lambda test: test.partition("::")[0] or tests.name)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        run = PytestRun(
+            [tests],
+            ["--override-ini", "filterwarnings=always", "--nnx-mode", mode],
+            environments.isolated(self.root)
+            | compilation_cache(self.folder / environment.folder.name)
+            | {"NNX_GRAPH_MODE": str(mode == "graph")},
+            folder,
+            mode,
+            python=environment.python,
+            own_settings=True,
+        )
+        if cause := self._follow(run, seen, label):
+            test = seen.running or f"{tests.name}::import"
+            failure = {"test": test, "message": f"{cause}; no test ran after it"}
+            seen.outcomes.setdefault(seen.name_of(test), Outcome()).failures.append(
+                failure
+            )
+        log = self._write_log(environment, what, [folder / f"{mode}.log"])
+        problems = {name: asdict(outcome) for name, outcome in seen.outcomes.items()}
+        return {"log": log, "problems": problems}
+
+    def _write_log(
+        self, environment: Environment, what: str, logs: Sequence[Path]
+    ) -> str:
+        path = self.cache / "logs" / f"{self._key(environment, what)}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = [log.read_text(errors="replace") for log in logs]
+        write_whole(path, "\n".join(texts))
+        return str(path)
 
     def _probe(self, environment: Environment) -> dict[str, Any]:
         status, out, error = self.children.run(
@@ -336,13 +428,9 @@ class _Work:
             )
             if cause := self._follow(run, seen, label):
                 batches = [*_after(batch, seen, cause), *batches]
-            logs.append((folder / f"{mode}.log").read_text(errors="replace"))
-        key = self._key(environment, mode)
-        log = self.cache / "logs" / f"{key}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(log, "\n".join(logs))
+            logs.append(folder / f"{mode}.log")
         return {
-            "log": str(log),
+            "log": self._write_log(environment, mode, logs),
             "problems": {
                 problem.name: asdict(seen.outcomes.get(problem.name, Outcome()))
                 for problem in suite.problems()
@@ -478,6 +566,7 @@ def _changes(
         return ([text], []) if other.error else ([], [text])
     worse: list[str] = []
     changed: list[str] = []
+    both = (first, other)
     for problem in problems:
         by_text: dict[tuple[bool, str], list[str]] = {}
         for mode in dict.fromkeys([*first.facts["modes"], *other.facts["modes"]]):
@@ -485,9 +574,8 @@ def _changes(
             ranks = VERDICTS.index(before.verdict), VERDICTS.index(after.verdict)
             text = f"{before.verdict} -> {after}"
             if ranks[0] == ranks[1]:
-                text = _moved(
-                    first.problems[problem].get(mode), other.problems[problem].get(mode)
-                )
+                outcomes = (r.problems.get(problem, {}).get(mode) for r in both)
+                text = _moved(*outcomes)
                 if not text and before.reason != after.reason and ranks[0] > 1:
                     text = f"{before} -> {after.reason}"
             if text:

@@ -217,6 +217,7 @@ def test_wheels_by_path(found, packages):
         (["0.12.8", "--python", "3.99"], "there is no Python 3.99 on this machine"),
         (["0.12.8", "--jax", "0.8"], "--jax takes newest, got 0.8"),
         (["--fresh"], "--fresh is for releases; name one"),
+        (["0.12.8", "--with", "a"], "say what --tests needs; it takes a path"),
         (["0.12.8", "--junit", "no/a.xml"], "no is no folder to write a.xml to"),
     ],
 )
@@ -265,6 +266,38 @@ def test_without_network(packages, monkeypatch):
         "check the network and try again"
     )
     assert result.exit_status == 2
+
+
+def test_own_tests(found, packages, tmp_path, monkeypatch):
+    """They have their own settings, helpers and requirements."""
+    write_wheel(packages, "helpful", "1.0", {"helpful.py": "HALF = 0.5"})
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = ours\n")
+    (folder / "helpers.py").write_text("from helpful import HALF\n")
+    (folder / "test_mine.py").write_text(
+        "import pytest\nfrom flax import nnx\nfrom helpers import HALF\n"
+        "@pytest.mark.ours\n"
+        "def test_linear():\n    assert nnx.Linear(3).apply(1) == HALF\n"
+        "def test_abort():\n    nnx.warm_start()\n"
+    )
+    arguments = ["check", "0.12.101", "0.12.102", "0.12.107", "--limit", "3"]
+    arguments += ["--tests", str(folder), "--with", "helpful"]
+    arguments += ["--json", str(tmp_path / "found.json")]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert (result.exit_code, result.stderr) == (1, "")
+    found = json.loads((tmp_path / "found.json").read_text())["releases"]
+    mine = [
+        (cell["verdict"], cell["reason"])
+        for release in found
+        for cell in [release["problems"]["test_mine.py"]["graph"]]
+    ]
+    assert mine[0] == ("holds", "")
+    assert mine[1][0] == "fails"
+    assert "assert 0.75 == 0.5" in mine[1][1]
+    assert "exit status -6" in mine[2][1]
+    assert found[2]["problems"][AFTER]["graph"]["verdict"] == "fails"
+    assert sorted(os.listdir(folder)) == ["helpers.py", "pytest.ini", "test_mine.py"]
 
 
 INTERRUPTED = """
