@@ -28,6 +28,18 @@ from packaging.version import InvalidVersion, Version
 
 from linen2nnx import releases, suite
 
+MODULES = (  # what runs in an environment; results depend on no other
+    "__init__",
+    "arguments",
+    "check",
+    "mapping",
+    "parity",
+    "probe",
+    "pytest_plugin",
+    "pytest_run",
+    "report",
+    "suite",
+)
 NEEDED = ("beartype", "jaxtyping", "numpy", "optax", "pytest", "rich")
 
 
@@ -358,7 +370,7 @@ def cache_folder() -> Path:
 
 
 def suite_copy(cache: Path) -> Path:
-    """A copy of the suite and of this library, named by its content.
+    """A copy of the suite and of what it needs of this library, named by its content.
 
     An environment imports it from there: linen2nnx itself is not installed in it,
     because its own floor of flax would not let older releases in.
@@ -366,9 +378,8 @@ def suite_copy(cache: Path) -> Path:
     package = Path(__file__).parent
     root = suite.root()
     files = {
-        f"linen2nnx/{path.relative_to(package)}": path.read_bytes()
-        for path in package.glob("*.*")
-        if path.suffix in (".py", ".json")
+        f"linen2nnx/{name}.py": (package / f"{name}.py").read_bytes()
+        for name in MODULES
     }
     for name in ("linen_impl", "nnx_impl", "parity_tests"):
         for path in (root / name).rglob("*.py"):

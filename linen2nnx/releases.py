@@ -16,7 +16,7 @@ from packaging.version import Version
 TABLE = Path(__file__).with_name("releases.json")
 
 _MISSING_NAME = (
-    re.compile(r"module 'flax\.nnx(?:\.\w+)*' has no attribute '(\w+)'"),
+    re.compile(r"[Mm]odule '?flax\.nnx(?:\.\w+)*'? has no attribute '(\w+)'"),
     re.compile(r"cannot import name '(\w+)' from 'flax\.nnx"),
 )
 

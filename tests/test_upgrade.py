@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,8 +202,24 @@ def test_exit_status_from_the_cache(found, names, status, text, monkeypatch):
     assert text in result.stdout
 
 
-def test_wheels_by_path(found, packages):
+BACKEND = """
+import shutil
+def build_wheel(out, config_settings=None, metadata_directory=None):
+    return shutil.copy("flax-0.12.104-py3-none-any.whl", out).rpartition("/")[2]
+"""
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_local_flax(found, packages, as_folder, tmp_path):
     wheel = packages / "flax-0.12.104-py3-none-any.whl"
+    if as_folder:
+        shutil.copy(wheel, tmp_path)
+        (tmp_path / "backend.py").write_text(BACKEND)
+        (tmp_path / "pyproject.toml").write_text(
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\n'
+            'backend-path = ["."]\n[project]\nname = "flax"\nversion = "0.12.104"\n'
+        )
+        wheel = tmp_path
     result = upgrade.upgrade(["0.12.101", str(wheel)], limit=3.0)
     assert result.releases[1].cell(LINEAR, "graph").verdict == "differs", result
     assert result.exit_status == 1
