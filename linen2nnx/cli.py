@@ -179,7 +179,7 @@ def _check_releases(
 ) -> NoReturn:
     """Check, print, write and exit."""
     from linen2nnx import upgrade_report
-    from linen2nnx.environments import UpgradeError
+    from linen2nnx.environments import UpgradeError, cache_folder
     from linen2nnx.upgrade import upgrade
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -217,7 +217,7 @@ def _check_releases(
     except UpgradeError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or ''}: {error.strerror}")
+        _fail(f"{error.filename or cache_folder()}: {error.strerror}")
     except KeyboardInterrupt:
         _fail("interrupted; what had ended is kept, and the next check goes on there")
     raise typer.Exit(found.exit_status)

@@ -305,7 +305,7 @@ class _Work:
                 for name in ("flax", "jax")
                 if name in environment.packages
             }
-            result.error = f"flax does not import: {cause}"
+            result.error = f"flax does not import: {_INSTALLED.sub('', cause)}"
             return None
         result.environment = result.facts["environment"]
         return environment
@@ -341,7 +341,8 @@ class _Work:
         self, result: ReleaseResult, mode: str, log: str, content: dict[str, Any]
     ) -> None:
         result.logs[log] = content["log"]
-        for name, outcome in content["problems"].items():
+        text = json.dumps(content["problems"]).replace(f"{self.root}/", "")
+        for name, outcome in json.loads(_INSTALLED.sub("", text)).items():
             result.problems.setdefault(name, {})[mode] = Outcome(**outcome)
 
     def _digest_of_own(self) -> str:
@@ -542,6 +543,7 @@ def _cell(outcome: Outcome, flax: str) -> Cell:
     return Cell("holds")
 
 
+_INSTALLED = re.compile(r"/[^\s\"']*?/lib/python3\.\d+/(site-packages/)?")
 _FARTHEST = re.compile(r"\n\s+(\S+) .*? values differ by up to (\S+)")
 
 

@@ -16,11 +16,16 @@ STYLES = {
     "pitfall changed": "yellow",
     "not there yet": "cyan",
 }
-SUMMARY = {
-    0: "nothing got worse",
-    1: "something got worse",
-    2: "it could not be told of every release",
-}
+SUMMARY = (  # by exit status
+    "nothing got worse",
+    "something got worse",
+    "it could not be told of every release",
+)
+SUMMARY_OF_ONE = (
+    "every problem holds",
+    "not every problem holds",
+    "it could not be told",
+)
 
 
 def render(upgrade: Upgrade) -> Group:
@@ -40,14 +45,14 @@ def render(upgrade: Upgrade) -> Group:
             details.append(f"  {line}\n")
     status = upgrade.exit_status
     style = ("bold green", "bold red", "bold yellow")[status]
-    return Group(*parts, details, Text(SUMMARY[status], style=style))
+    return Group(*parts, details, Text(_summary(upgrade), style=style))
 
 
 def markdown(upgrade: Upgrade) -> str:
     """The same, fit for the comment of a pull request."""
     titles = [release.title for release in upgrade.releases]
     lines = [
-        f"### {upgrade.command}: {SUMMARY[upgrade.exit_status]}",
+        f"### {upgrade.command}: {_summary(upgrade)}",
         "",
         _title(upgrade),
         "",
@@ -87,6 +92,11 @@ def save_junit(upgrade: Upgrade, path: Path) -> None:
                     ET.SubElement(case, "failure", message=_xml(str(cell)))
     ET.indent(root)
     write_whole(path, ET.tostring(root, encoding="unicode", xml_declaration=True))
+
+
+def _summary(upgrade: Upgrade) -> str:
+    words = SUMMARY if len(upgrade.releases) > 1 else SUMMARY_OF_ONE
+    return words[upgrade.exit_status]
 
 
 def _title(upgrade: Upgrade) -> str:
