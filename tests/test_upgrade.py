@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from packaging.version import Version
@@ -320,6 +321,15 @@ def test_own_tests(found, packages, tmp_path, monkeypatch):
     assert "exit status -6" in mine[2][1]
     assert found[2]["problems"][AFTER]["graph"]["verdict"] == "fails"
     assert sorted(os.listdir(folder)) == ["helpers.py", "pytest.ini", "test_mine.py"]
+
+
+def test_two_checks_at_the_same_time(packages, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        checks = [
+            pool.submit(upgrade.upgrade, ["0.12.101"], cache=tmp_path) for _ in range(2)
+        ]
+    assert [check.result().exit_status for check in checks] == [0, 0]
+    assert not [*tmp_path.glob("*/making-*")]
 
 
 INTERRUPTED = """
