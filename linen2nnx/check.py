@@ -48,7 +48,7 @@ def check(
             for run in runs.values():
                 run.read()
             progress(
-                sum(run.ended for run in runs.values()),
+                sum(run.seen.ended for run in runs.values()),
                 sum(run.process.total for run in runs.values()),
             )
             time.sleep(0.1)
@@ -57,7 +57,7 @@ def check(
     return Results(
         command="linen2nnx check",
         date=date,
-        environment=runs["graph"].environment,
+        environment=runs["graph"].seen.environment,
         problems={
             problem.name: {mode: run.outcome(problem) for mode, run in runs.items()}
             for problem in problems
@@ -74,30 +74,33 @@ def compilation_cache(folder: str | Path) -> dict[str, str]:
     }
 
 
+def options(mode: str) -> list[str]:
+    """Pytest's options for the parity tests in one mode."""
+    return [
+        *("--override-ini", "filterwarnings=always"),
+        *("--override-ini", "python_files=test_*.py"),
+        *("--continue-on-collection-errors", "--nnx-mode", mode),
+    ]
+
+
 class _Run:
     """The pytest process of one mode and what it has reported so far."""
 
     def __init__(self, mode: str, folder: Path) -> None:
         self.mode = mode
-        self.ended = 0
-        self.environment: dict[str, str] = {}
-        self.outcomes: dict[str, Outcome] = {}
         self.process = PytestRun(
             [suite.root() / "parity_tests"],
-            [
-                *("--override-ini", "filterwarnings=always"),
-                *("--override-ini", "python_files=test_*.py"),
-                *("--continue-on-collection-errors", "--nnx-mode", mode),
-            ],
+            options(mode),
             compilation_cache(folder / "compiled"),
             folder,
             mode,
         )
+        self.seen = Seen()
 
     def read(self) -> None:
         """Take what was reported since the last call."""
         for event in self.process.events():
-            self._take(event)
+            self.seen.take(event)
 
     def finish(self) -> None:
         """Raise an error unless the process ran every test to its end."""
@@ -106,17 +109,44 @@ class _Run:
 
     def outcome(self, problem: suite.Problem) -> Outcome:
         """What became of one problem."""
-        return self.outcomes.get(problem.name, Outcome())
+        return self.seen.outcomes.get(problem.name, Outcome())
 
-    def _take(self, event: dict[str, Any]) -> None:
+
+class Seen:
+    """What pytest processes reported, by problem.
+
+    Attributes:
+        ended: how many tests ended.
+        environment: versions and device.
+        outcomes: by problem.
+        running: the test that has started and not ended; None between tests.
+    """
+
+    def __init__(self, name_of: Callable[[str], str] | None = None) -> None:
+        """Nothing yet.
+
+        Args:
+            name_of: the problem that a test belongs to; None is that of the suite.
+        """
+        self.name_of = name_of or problem_name
+        self.ended = 0
+        self.environment: dict[str, str] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.running: str | None = None
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take one event of the plugin."""
         kind = event["event"]
         if kind == "collected":
             self.environment = event["environment"]
+        elif kind == "started":
+            self.running = event["test"]
         elif kind != "finished":
-            outcome = self.outcomes.setdefault(_problem_name(event["test"]), Outcome())
+            outcome = self.outcomes.setdefault(self.name_of(event["test"]), Outcome())
             getattr(self, f"_take_{kind}")(outcome, event)
 
     def _take_test(self, outcome: Outcome, event: dict[str, Any]) -> None:
+        self.running = None
         self.ended += 1
         outcome.tests += 1
         if is_pitfall(event["test"]):  # they compare what is to differ
@@ -141,7 +171,7 @@ class _Run:
             outcome.warnings.append(warning)
 
 
-def _problem_name(test: str) -> str:
+def problem_name(test: str) -> str:
     """`parity_tests/surgery/test_x.py::test_y` belongs to `surgery/x`."""
     path = Path(test.partition("::")[0])
     return f"{path.parent.name}/{path.stem.removeprefix('test_')}"

@@ -3,13 +3,20 @@
 It imports neither jax nor flax: tests run in processes of their own.
 """
 
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TimeElapsedColumn,
+)
 from rich.rule import Rule
 from rich.syntax import Syntax
 from rich.table import Table
@@ -20,7 +27,7 @@ from linen2nnx import bytecodes as counts
 from linen2nnx import suite
 from linen2nnx.check import CheckError
 from linen2nnx.check import check as run_check
-from linen2nnx.report import render
+from linen2nnx.report import render, write_whole
 
 SIDE_WIDTH = 68
 
@@ -35,18 +42,109 @@ app = typer.Typer(
 
 @app.command()
 def check(
+    release: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Releases of flax to compare: 0.12.8, 0.12.8+jax0.10.2, "
+            "0.12.6..0.12.8, current, latest, a wheel or folder of flax. "
+            "None: only the tests, in the current environment."
+        ),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            "--python", metavar="VERSION", help="Python of the environments: 3.12."
+        ),
+    ] = None,
+    jax: Annotated[
+        str | None,
+        typer.Option(
+            "--jax", metavar="newest", help="The jax that a plain install would get."
+        ),
+    ] = None,
+    limit: Annotated[
+        float,
+        typer.Option(
+            "--limit", metavar="SECONDS", min=1, help="For one test, before it fails."
+        ),
+    ] = 180,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ignore the results of earlier checks.")
+    ] = False,
+    tests: Annotated[
+        Path | None,
+        typer.Option(
+            "--tests",
+            metavar="PATH",
+            exists=True,
+            help="Run your own tests too: a file or folder.",
+        ),
+    ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="PACKAGE", help="What they need; or a folder."),
+    ] = None,
+    requirements: Annotated[
+        Path | None,
+        typer.Option(
+            "--requirements",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="The same, a line each.",
+        ),
+    ] = None,
     json: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the results to FILE."),
     ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option("--markdown", metavar="FILE", help="Write the report to FILE."),
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", metavar="FILE", help="Write JUnit's XML to FILE."),
+    ] = None,
 ) -> None:
-    """Run the parity tests in the current environment, in graph and tree mode.
+    """Run the parity tests, in graph and tree mode: here, or on releases of flax.
 
-    Exit status: 0 when every problem holds, 1 when one does not, 2 when the tests could
-    not run.
+    Releases get an environment each, made by uv and kept in a cache; the current one is
+    left alone. What changed is told from the first to each other.
+
+    Exit status: 0 when every problem holds (of releases: when nothing got worse), 1
+    when one does not (when something did), 2 when it could not be told.
     """
-    if json is not None and not json.parent.is_dir():
-        _fail(f"{json.parent} is no folder to write {json.name} to")
+    for file in (json, markdown, junit):
+        if file is not None and not file.parent.is_dir():
+            _fail(f"{file.parent} is no folder to write {file.name} to")
+    if jax not in (None, "newest"):
+        _fail(f"--jax takes newest, got {jax}; one version is 0.12.8+jax0.10.2")
+    needed = [_requirement(text) for text in with_ or []]
+    if requirements is not None:
+        needed.append(f"--requirements={requirements.resolve()}")
+    if needed and tests is None:
+        _fail("--with and --requirements say what --tests needs; it takes a path")
+    if release:
+        options = {
+            "python": python,
+            "newest_jax": jax == "newest",
+            "limit": limit,
+            "fresh": fresh,
+            "tests": tests,
+            "requirements": needed,
+        }
+        _check_releases(release, options, json, markdown, junit)
+    for option, given in {
+        "--python": python,
+        "--jax": jax,
+        "--fresh": fresh,
+        "--tests": tests,
+        "--markdown": markdown,
+        "--junit": junit,
+    }.items():
+        if given:
+            _fail(f"{option} is for releases; name one, such as 0.12.8")
     console, errors = Console(), Console(stderr=True)
     columns = ("parity tests", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -70,6 +168,64 @@ def check(
         except OSError as error:
             _fail(f"{json} was not written: {error.strerror}")
     raise typer.Exit(0 if results.all_hold else 1)
+
+
+def _check_releases(
+    names: list[str],
+    options: dict[str, Any],
+    json: Path | None,
+    markdown: Path | None,
+    junit: Path | None,
+) -> NoReturn:
+    """Check, print, write and exit."""
+    from linen2nnx import upgrade_report
+    from linen2nnx.environments import UpgradeError, cache_folder
+    from linen2nnx.upgrade import upgrade
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console, errors = Console(), Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(width=max(100, 40 + 24 * len(names)))
+    columns = (BarColumn(), MofNCompleteColumn(), "{task.description}")
+    try:
+        with Progress(
+            *columns, console=errors, transient=True, disable=not errors.is_terminal
+        ) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def show(runs: dict[str, tuple[str, int, int]]) -> None:
+                for name in tasks.keys() - runs.keys():
+                    bars.remove_task(tasks.pop(name))
+                for name, (what, done, total) in runs.items():
+                    if name not in tasks:
+                        tasks[name] = bars.add_task(name, total=None)
+                    bars.update(
+                        tasks[name],
+                        description=f"flax {name} {what}",
+                        completed=done,
+                        total=total or None,
+                    )
+
+            found = upgrade(names, **options, progress=show)
+        console.print(upgrade_report.render(found))
+        if json is not None:
+            found.save(json)
+        if markdown is not None:
+            write_whole(markdown, upgrade_report.markdown(found))
+        if junit is not None:
+            upgrade_report.save_junit(found, junit)
+    except UpgradeError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or cache_folder()}: {error.strerror}")
+    except KeyboardInterrupt:
+        _fail("interrupted; what had ended is kept, and the next check goes on there")
+    raise typer.Exit(found.exit_status)
+
+
+def _requirement(text: str) -> str:
+    """A folder as uv installs it, so that an edit of it counts; else as it is."""
+    return f"--editable={Path(text).resolve()}" if Path(text).is_dir() else text
 
 
 @app.command()
@@ -225,7 +381,7 @@ def _print_side_by_side(console: Console, problem: suite.Problem) -> None:
             console.print(*blocks, sep="\n")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     """Print one line on standard error and exit with status 2."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"linen2nnx: {message}", style="red", markup=False)

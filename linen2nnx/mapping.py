@@ -226,11 +226,22 @@ def _join(path: tuple[Any, ...]) -> str:
 def _nnx_leaves(model: nnx.Module | nnx.State) -> dict[str, Any]:
     """The Variables of a model by path, without RNG state."""
     state = nnx.state(model) if isinstance(model, nnx.Module) else model
+    variables = {
+        "/".join(map(str, path)): _variable(leaf)
+        for path, leaf in nnx.to_flat_state(state)
+    }
     return {
-        "/".join(map(str, path)): variable
-        for path, variable in nnx.to_flat_state(state)
+        path: variable
+        for path, variable in variables.items()
         if not isinstance(variable, nnx.RngState)
     }
+
+
+def _variable(leaf: Any) -> Any:
+    """A leaf of a state as a Variable: before flax 0.12 it is a `VariableState`."""
+    if type(leaf).__name__ == "VariableState":
+        return leaf.type(leaf.value)
+    return leaf
 
 
 def _linen_names(

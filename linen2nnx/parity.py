@@ -9,6 +9,7 @@ Comparison is exact. A tolerance is given for one check and states its cause.
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -446,11 +447,21 @@ def _nnx_program(
         if "optimizer step" in checks:
             model = nnx.merge(edited_graphdef, _snapshot(edited))
             of_params = nnx.filter_state(gradients["model"], nnx.Param)
-            nnx.Optimizer(model, optimizer, wrt=nnx.Param).update(model, of_params)
+            _optimizer_step(model, optimizer, of_params)
             result["optimizer step"] = {"model": _state(model)}
         return result
 
     return run
+
+
+def _optimizer_step(
+    model: nnx.Module, optimizer: optax.GradientTransformation, gradients: Any
+) -> None:
+    stepping = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+    if "model" in inspect.signature(stepping.update).parameters:
+        stepping.update(model, gradients)
+    else:  # before flax 0.11 the optimizer holds the model
+        stepping.update(gradients)  # type: ignore[call-arg]
 
 
 def _gradients(loss: Callable[[Any], Any], tree: Any) -> Any:

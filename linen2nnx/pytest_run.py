@@ -35,6 +35,9 @@ class PytestRun:
         environment: Mapping[str, str],
         folder: Path,
         name: str = "run",
+        python: str | Path = sys.executable,
+        root: Path | None = None,
+        own_settings: bool = False,
     ) -> None:
         """Start it.
 
@@ -44,6 +47,10 @@ class PytestRun:
             environment: variables that it gets besides this process's own.
             folder: an existing one, in which it works and writes.
             name: of its files there.
+            python: the interpreter that runs it.
+            root: the folder of the suite; None is this one's.
+            own_settings: take pytest's settings and the folder from where the paths
+                are, for tests that are not the suite's.
         """
         self.total = 0
         self._finished = False
@@ -51,16 +58,19 @@ class PytestRun:
         events, self._log = folder / f"{name}.jsonl", folder / f"{name}.log"
         events.touch()
         self._events = events.open()
-        root = suite.root()
+        root = root or suite.root()
         command = [
-            *(sys.executable, "-m", "pytest", *paths, *OPTIONS),
-            *("-c", root / "pyproject.toml", "--rootdir", root),
+            *(python, "-m", "pytest", *paths, *OPTIONS),
             *("--linen2nnx-events", events, *options),
         ]
+        if own_settings:
+            command += ["--import-mode", "prepend"]
+        else:
+            command += ["-c", root / "pyproject.toml", "--rootdir", root]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [str(word) for word in command],
-                cwd=folder,
+                cwd=None if own_settings else folder,
                 env={**os.environ, **ENVIRONMENT, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -84,8 +94,10 @@ class PytestRun:
 
     def error(self) -> str | None:
         """Why the process did not run every test to its end; None if it did."""
-        if self._finished and self.total:
-            return None
+        return None if self._finished and self.total else self.last_words()
+
+    def last_words(self) -> str:
+        """How the process ended, and the last error in its log."""
         lines = self._log.read_text().strip().splitlines() or ["no output"]
         errors = [line for line in lines if line.startswith(("E  ", "ERROR"))]
         last = (errors or lines)[-1].removeprefix("E ").strip()

@@ -69,7 +69,7 @@ class Outcome:
         """
         if not self.tests and not self.failures:
             return "nothing ran"
-        kinds = {_kind(failure) for failure in self.failures}
+        kinds = {kind_of(failure) for failure in self.failures}
         for kind in ("differs", "fails", "pitfall changed"):
             if kind in kinds:
                 return kind
@@ -116,7 +116,7 @@ class Results:
             "environment": self.environment,
             "problems": problems,
         }
-        write_whole(path, json.dumps(_finite(content), indent=2) + "\n")
+        write_whole(path, json.dumps(finite(content), indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -194,7 +194,8 @@ def is_pitfall(test: str) -> bool:
     return "::test_pitfall_" in test
 
 
-def _kind(failure: dict[str, str]) -> Verdict:
+def kind_of(failure: dict[str, str]) -> Verdict:
+    """The verdict that one failure gives."""
     if is_pitfall(failure["test"]):
         return "pitfall changed"
     differs = "ParityError" in failure["message"].partition(":")[0]
@@ -221,7 +222,7 @@ def _add_details(details: Text, name: str, by_mode: dict[str, Outcome]) -> None:
     for mode, outcome in by_mode.items():
         for failure in outcome.failures:
             test = failure["test"].rpartition("::")[2].partition("[")[0]
-            text = f"{_kind(failure)}: {name}, {test}\n    {failure['message']}"
+            text = f"{kind_of(failure)}: {name}, {test}\n    {failure['message']}"
             seen.setdefault(text, []).append(mode)
         for warning in outcome.warnings:
             text = f"warning: {name}\n    {warning['where']}: {warning['message']}"
@@ -232,11 +233,12 @@ def _add_details(details: Text, name: str, by_mode: dict[str, Outcome]) -> None:
         details.append(rest.replace("\n", "\n    ") + "\n", style="dim")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with infinite and nan numbers as text, which JSON can hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -1,0 +1,371 @@
+"""`linen2nnx check A B` on small fake packages: no network, no second flax."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from packaging.version import Version
+from typer.testing import CliRunner
+
+from linen2nnx import cli, environments, suite, upgrade, upgrade_report
+from tests.fake_flax import (
+    JAX,
+    NNX,
+    TESTS,
+    TREE_MODE,
+    offline,
+    write_flax,
+    write_wheel,
+)
+from tests.test_check import make_suite
+
+PLANTED = {  # by version: what was done to nnx.py, or to __init__.py
+    "0.12.101": NNX,
+    "0.12.102": NNX.replace("kernel=0.5", "kernel=0.75"),
+    "0.12.103": NNX.replace("warm_start", "warm_up"),
+    "0.12.104": NNX.replace("x * self.kernel", "x * self.kernel + 1"),
+    "0.12.105": NNX.replace("    pass\n\n", "    while True: pass\n\n")
+    + "def warm_start():\n    while True: pass\n",
+    "0.12.106": NNX + "raise ImportError('no MainTrace')\n",
+    "0.12.107": NNX + "def warm_start():\n    os.abort()\n",
+    "0.12.108": NNX + TREE_MODE,
+    "0.12.109": NNX
+    + "import warnings\ndef warm_start():\n"
+    + "    warnings.warn('old name', DeprecationWarning, stacklevel=2)\n",
+    "0.12.110": NNX + "os.abort()\n",
+    "0.10.7": NNX + "def __getattr__(name):\n"
+    "    raise AttributeError(f\"module 'flax.nnx' has no attribute 'List'\")\n"
+    "del warm_start\n",
+}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """A folder of wheels, a fake suite, a cache; uv sees nothing else."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for version, nnx in PLANTED.items():
+        write_flax(folder, version, nnx)
+    write_wheel(folder, "jax", "0.7.0", {"jax/__init__.py": JAX})
+    root = tmp_path_factory.mktemp("suite")
+    make_suite(root, TESTS)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        offline(monkeypatch, folder, tmp_path_factory.mktemp("cache"))
+        monkeypatch.setattr(suite, "root", lambda: root)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def found(packages):
+    names = [*PLANTED, "0.12.999"]
+    return upgrade.upgrade(names, limit=3.0)
+
+
+def cell(found, version, problem, mode="graph"):
+    release = next(r for r in found.releases if r.name == version)
+    return str(release.cell(problem, mode))
+
+
+def changes(found, version):
+    release = next(r for r in found.releases if r.name == version)
+    return found.changes(release)
+
+
+LINEAR, AFTER = TESTS
+
+
+def test_a_release_that_holds(found):
+    assert cell(found, "0.12.101", LINEAR) == "holds"
+    assert cell(found, "0.12.101", AFTER) == "holds"
+    assert cell(found, "0.12.101", AFTER, "tree") == (
+        "not there yet: tree mode, since 0.12.6"
+    )
+
+
+def test_a_changed_default(found):
+    text = "differs: kernel by 0.25 (test_linear)"
+    assert cell(found, "0.12.102", LINEAR) == text
+    worse, changed = changes(found, "0.12.102")
+    assert worse == [f"{LINEAR}, graph mode: holds -> {text}"]
+    (api,) = changed
+    assert api == ("API names with other parameters: nnx.Linear(kernel=0.5 -> 0.75)")
+
+
+def test_a_renamed_function(found):
+    assert cell(found, "0.12.103", LINEAR) == "holds"
+    reason = "AttributeError: module 'flax.nnx' has no attribute 'warm_start'"
+    assert cell(found, "0.12.103", AFTER).startswith(f"fails: {reason}")
+    assert changes(found, "0.12.103")[1] == [
+        "API names gone: nnx.warm_start",
+        "API names added: nnx.warm_up",
+    ]
+
+
+def test_a_wrong_result(found):
+    assert cell(found, "0.12.104", LINEAR).startswith("differs: kernel by 0.25")
+    assert cell(found, "0.12.104", AFTER) == "holds"
+
+
+def test_an_infinite_loop_does_not_stop_the_others(found):
+    text = "fails: TimeLimit: not ended after 3 s (test_after)"
+    assert cell(found, "0.12.105", AFTER) == text
+    assert cell(found, "0.12.105", LINEAR) == "holds"
+
+
+def test_a_crash_at_import(found):
+    text = "flax does not import: ImportError: no MainTrace"
+    assert cell(found, "0.12.106", LINEAR) == text
+    assert changes(found, "0.12.106")[0] == [f"flax imports -> {text}"]
+
+
+def test_an_abort_at_import(found):
+    assert "its import ended Python with exit status -6" in cell(
+        found, "0.12.110", LINEAR
+    )
+
+
+def test_an_abort_in_a_test(found):
+    assert cell(found, "0.12.107", LINEAR) == "holds"
+    assert "Crash: the process stopped with exit status -6" in cell(
+        found, "0.12.107", AFTER
+    )
+
+
+def test_tree_mode_appears(found):
+    assert cell(found, "0.12.108", AFTER, "tree") == "holds"
+    worse, changed = changes(found, "0.12.108")
+    assert worse == []
+    assert f"{AFTER}, tree mode: not there yet -> holds" in changed
+    assert "tree mode: not there -> there" in changed
+
+
+def test_a_new_warning(found):
+    assert cell(found, "0.12.109", AFTER) == "holds with warnings: 1"
+    assert changes(found, "0.12.109")[0] == [
+        f"{AFTER}, graph mode: holds -> holds with warnings: 1",
+        f"{AFTER}: new warning at parity_tests/state/test_after.py:4: "
+        "DeprecationWarning: old name",
+    ]
+
+
+def test_an_api_that_is_not_there_yet(found):
+    text = "not there yet: nnx.List, since 0.12.0"
+    assert cell(found, "0.10.7", AFTER) == text
+
+
+def test_no_path_of_this_machine_is_kept(found, tmp_path):
+    found.save(tmp_path / "found.json")
+    assert "/tmp" not in (tmp_path / "found.json").read_text()
+
+
+def test_a_release_that_does_not_exist(found):
+    assert cell(found, "0.12.999", LINEAR) == (
+        "could not be installed: there is no version of flax==0.12.999"
+    )
+    assert changes(found, "0.12.999") == ([], [])
+
+
+def test_reports(found, tmp_path):
+    found.save(tmp_path / "found.json")
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert content["format"] == "linen2nnx upgrade check"
+    linear = content["releases"][1]["problems"][LINEAR]["graph"]
+    assert (linear["verdict"], linear["reason"]) == (
+        "differs",
+        "kernel by 0.25 (test_linear)",
+    )
+    upgrade_report.save_junit(found, tmp_path / "found.xml")
+    suites = ET.parse(tmp_path / "found.xml").getroot()
+    assert {s.get("name") for s in suites} >= {"0.12.101, jax 0.7.0, graph mode"}
+    assert len(suites.findall("*/*/failure")) == 5
+    text = upgrade_report.markdown(found)
+    assert "| surgery/linear | graph | holds | differs |" in text
+    assert "could not be installed: there is no version of flax==0.12.999" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "text"),
+    [
+        (["0.12.101", "0.12.108"], 0, "nothing got worse"),
+        (["0.12.101", "0.12.101"], 0, "0.12.101"),
+        (["0.12.101", "0.12.104"], 1, "From 0.12.101 to 0.12.104: got worse"),
+        (["0.12.101", "0.12.106"], 1, "flax does not import"),
+        (["0.12.101", "0.12.999"], 2, "there is no version of flax==0.12.999"),
+        (["0.12.104"], 1, "not every problem holds"),
+        (["0.12.101"], 0, "every problem holds"),
+    ],
+)
+def test_exit_status_from_the_cache(found, names, status, text, monkeypatch):
+    monkeypatch.setattr(upgrade, "PytestRun", pytest.fail)
+    result = CliRunner().invoke(cli.app, ["check", "--limit", "3", *names])
+    assert (result.exit_code, result.stderr) == (status, "")
+    assert text in result.stdout
+
+
+BACKEND = """
+import shutil
+def build_wheel(out, config_settings=None, metadata_directory=None):
+    return shutil.copy("flax-0.12.104-py3-none-any.whl", out).rpartition("/")[2]
+"""
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_local_flax(found, packages, as_folder, tmp_path):
+    wheel = packages / "flax-0.12.104-py3-none-any.whl"
+    if as_folder:
+        shutil.copy(wheel, tmp_path)
+        (tmp_path / "backend.py").write_text(BACKEND)
+        (tmp_path / "pyproject.toml").write_text(
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\n'
+            'backend-path = ["."]\n[project]\nname = "flax"\nversion = "0.12.104"\n'
+        )
+        wheel = tmp_path
+    result = upgrade.upgrade(["0.12.101", str(wheel)], limit=3.0)
+    assert result.releases[1].cell(LINEAR, "graph").verdict == "differs", result
+    assert result.exit_status == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["newest"], "'newest' is no release; it takes a version such as 0.12.8"),
+        (["0.12.8+jaxnew"], "'0.12.8+jaxnew' is no release"),
+        (["a..b"], "a..b names no release; a range takes two"),
+        (["0.12.8", "--python", "3.99"], "there is no Python 3.99 on this machine"),
+        (["0.12.8", "--jax", "0.8"], "--jax takes newest, got 0.8"),
+        (["--fresh"], "--fresh is for releases; name one"),
+        (["0.12.8", "--with", "a"], "say what --tests needs; it takes a path"),
+        (["0.12.8", "--junit", "no/a.xml"], "no is no folder to write a.xml to"),
+    ],
+)
+def test_bad_input_is_one_line(packages, arguments, message):
+    result = CliRunner().invoke(cli.app, ["check", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_uv(packages, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uv", None)
+    monkeypatch.setenv("PATH", "")
+    result = CliRunner().invoke(cli.app, ["check", "0.12.101"])
+    assert result.exit_code == 2
+    assert result.stderr == "linen2nnx: there is no uv; `pip install uv` installs it\n"
+
+
+def test_names_of_releases(packages):
+    uv = environments.Uv(None, environments.Children())
+    specs = environments.parse(
+        ["0.12.6..0.12.8", "0.12.1", "0.12.8+jax0.10.0", "current"], uv, packages
+    )
+    assert [(s.flax, s.jax) for s in specs[:5]] == [
+        ("0.12.6", "jax<=0.10.2"),
+        ("0.12.7", "jax<=0.11.0"),
+        ("0.12.8", "jax<=0.11.0"),
+        ("0.12.1", "jax<=0.8.1"),
+        ("0.12.8", "jax==0.10.0"),
+    ]
+    assert Version(specs[5].flax) >= Version("0.12.6")
+    (newest,) = environments.parse(["0.12.1"], uv, packages, newest_jax=True)
+    assert newest.jax == "jax"
+    (latest,) = environments.parse(["latest"], uv, packages)
+    assert latest.flax == "0.12.110"
+    assert "does not know flax 0.12.110" in latest.note
+
+
+def test_without_network(packages, monkeypatch):
+    monkeypatch.setattr(
+        environments.Uv, "_run", lambda *a: (2, "", "error: dns error\n")
+    )
+    result = upgrade.upgrade(["latest"], limit=3.0)
+    assert result.releases[0].error == (
+        "could not be installed: the package index cannot be reached; "
+        "check the network and try again"
+    )
+    assert result.exit_status == 2
+
+
+def test_own_tests(found, packages, tmp_path, monkeypatch):
+    """They have their own settings, helpers and requirements."""
+    write_wheel(packages, "helpful", "1.0", {"helpful.py": "HALF = 0.5"})
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = ours\n")
+    (folder / "helpers.py").write_text("from helpful import HALF\n")
+    (folder / "test_mine.py").write_text(
+        "import pytest\nfrom flax import nnx\nfrom helpers import HALF\n"
+        "@pytest.mark.ours\n"
+        "def test_linear():\n    assert nnx.Linear(3).apply(1) == HALF\n"
+        "def test_abort():\n    nnx.warm_start()\n"
+    )
+    arguments = ["check", "0.12.101", "0.12.102", "0.12.107", "--limit", "3"]
+    arguments += ["--tests", str(folder), "--with", "helpful"]
+    arguments += ["--json", str(tmp_path / "found.json")]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert (result.exit_code, result.stderr) == (1, "")
+    found = json.loads((tmp_path / "found.json").read_text())["releases"]
+    mine = [
+        (cell["verdict"], cell["reason"])
+        for release in found
+        for cell in [release["problems"]["test_mine.py"]["graph"]]
+    ]
+    assert mine[0] == ("holds", "")
+    assert mine[1][0] == "fails"
+    assert "assert 0.75 == 0.5" in mine[1][1]
+    assert "exit status -6" in mine[2][1]
+    assert found[2]["problems"][AFTER]["graph"]["verdict"] == "fails"
+    assert sorted(os.listdir(folder)) == ["helpers.py", "pytest.ini", "test_mine.py"]
+
+
+def test_two_checks_at_the_same_time(packages, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        checks = [
+            pool.submit(upgrade.upgrade, ["0.12.101"], cache=tmp_path) for _ in range(2)
+        ]
+    assert [check.result().exit_status for check in checks] == [0, 0]
+    assert not [*tmp_path.glob("*/making-*")]
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from linen2nnx import cli, environments, suite
+root = Path(sys.argv.pop(1))
+suite.root = lambda: root
+environments.NEEDED = ()
+cli.main()
+"""
+
+
+def test_an_interruption_ends_the_children_and_the_next_check_goes_on(
+    packages, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LINEN2NNX_CACHE", str(tmp_path / "cache"))
+    command = [sys.executable, "-c", INTERRUPTED, str(suite.root())]
+    command += ["check", "0.12.101", "0.12.105"]  # the second one hangs
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    results = tmp_path / "cache" / "results"
+    deadline = time.monotonic() + 20
+    while len(list(results.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == 2
+    assert error.startswith("linen2nnx: interrupted")
+    kept = sorted(os.listdir(results))
+    assert len(kept) == 3  # two probes and one run
+    assert all(json.loads((results / name).read_text()) for name in kept)
+    assert not running(str(tmp_path))
+
+
+def running(text):
+    """Processes whose command line has that text."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if text in line]
