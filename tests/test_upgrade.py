@@ -64,7 +64,7 @@ def packages(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(packages):
     names = [*PLANTED, "0.12.999"]
-    return upgrade.upgrade(names, limit=3.0)
+    return upgrade.upgrade(names, limit=6.0)
 
 
 def cell(found, version, problem, mode="graph"):
@@ -113,7 +113,7 @@ def test_a_wrong_result(found):
 
 
 def test_an_infinite_loop_does_not_stop_the_others(found):
-    text = "fails: TimeLimit: not ended after 3 s (test_after)"
+    text = "fails: TimeLimit: not ended after 6 s (test_after)"
     assert cell(found, "0.12.105", AFTER) == text
     assert cell(found, "0.12.105", LINEAR) == "holds"
 
@@ -203,7 +203,7 @@ def test_reports(found, tmp_path):
 )
 def test_exit_status_from_the_cache(found, names, status, text, monkeypatch):
     monkeypatch.setattr(upgrade, "PytestRun", pytest.fail)
-    result = CliRunner().invoke(cli.app, ["check", "--limit", "3", *names])
+    result = CliRunner().invoke(cli.app, ["check", "--limit", "6", *names])
     assert (result.exit_code, result.stderr) == (status, "")
     assert text in result.stdout
 
@@ -226,7 +226,7 @@ def test_a_local_flax(found, packages, as_folder, tmp_path):
             'backend-path = ["."]\n[project]\nname = "flax"\nversion = "0.12.104"\n'
         )
         wheel = tmp_path
-    result = upgrade.upgrade(["0.12.101", str(wheel)], limit=3.0)
+    result = upgrade.upgrade(["0.12.101", str(wheel)], limit=6.0)
     assert result.releases[1].cell(LINEAR, "graph").verdict == "differs", result
     assert result.exit_status == 1
 
@@ -283,7 +283,7 @@ def test_without_network(packages, monkeypatch):
     monkeypatch.setattr(
         environments.Uv, "_run", lambda *a: (2, "", "error: dns error\n")
     )
-    result = upgrade.upgrade(["latest"], limit=3.0)
+    result = upgrade.upgrade(["latest"], limit=6.0)
     assert result.releases[0].error == (
         "could not be installed: the package index cannot be reached; "
         "check the network and try again"
@@ -304,7 +304,7 @@ def test_own_tests(found, packages, tmp_path, monkeypatch):
         "def test_linear():\n    assert nnx.Linear(3).apply(1) == HALF\n"
         "def test_abort():\n    nnx.warm_start()\n"
     )
-    arguments = ["check", "0.12.101", "0.12.102", "0.12.107", "--limit", "3"]
+    arguments = ["check", "0.12.101", "0.12.102", "0.12.107", "--limit", "6"]
     arguments += ["--tests", str(folder), "--with", "helpful"]
     arguments += ["--json", str(tmp_path / "found.json")]
     result = CliRunner().invoke(cli.app, arguments)
