@@ -40,7 +40,14 @@ MODULES = (  # what runs in an environment; results depend on no other
     "report",
     "suite",
 )
-NEEDED = ("beartype", "jaxtyping", "numpy", "optax", "pytest", "rich")
+NEEDED = (  # for optax, flax and jax decide
+    "beartype>=0.20",
+    "jaxtyping>=0.3.0",
+    "numpy>=2.0",
+    "optax",
+    "pytest>=8.4",
+    "rich>=14.0",
+)
 
 
 class UpgradeError(RuntimeError):

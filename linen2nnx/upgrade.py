@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -382,7 +383,11 @@ class _Work:
                 failure
             )
         log = self._write_log(environment, what, [folder / f"{mode}.log"])
-        problems = {name: asdict(outcome) for name, outcome in seen.outcomes.items()}
+        problems = {
+            name: asdict(outcome)
+            for name, outcome in seen.outcomes.items()
+            if outcome.tests or outcome.failures
+        }
         return {"log": log, "problems": problems}
 
     def _write_log(
@@ -547,6 +552,10 @@ _INSTALLED = re.compile(r"/[^\s\"']*?/lib/python3\.\d+/(site-packages/)?")
 _FARTHEST = re.compile(r"\n\s+(\S+) .*? values differ by up to (\S+)")
 
 
+def _shorten(text: str) -> str:
+    return textwrap.shorten(text, 100, placeholder="...")
+
+
 def _reason(failure: dict[str, str]) -> str:
     """One line: the path that differs and how far, or the error's first line."""
     test = failure["test"].rpartition("::")[2].partition("[")[0]
@@ -597,7 +606,8 @@ def _changes(
     for name, before_text in first.facts["behaviour"].items():
         after_text = other.facts["behaviour"].get(name)
         if before_text != after_text:
-            changed.append(f"{name}: {before_text} -> {after_text}")
+            old, new = (_shorten(str(text)) for text in (before_text, after_text))
+            changed.append(f"{name}: {old} -> {new}")
     for kind, names in _api_changes(first, other).items():
         if names:
             shown = ", ".join(names[:SHOWN_NAMES])

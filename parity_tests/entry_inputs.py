@@ -20,7 +20,7 @@ def entry_inputs(
         din, features = rng.choice(WIDTHS)
         seed = rng.integers(0, 2**31)
         x = rng.standard_normal(din) * 10.0 ** rng.integers(-3, 4)
-        x = rng.choice([np.float32, np.float64, np.int32])(x)
+        x = x.astype(rng.choice([np.float32, np.float64, np.int32]))
         yield rng, in_any_form(rng, seed), x, in_any_form(rng, features)
 
 

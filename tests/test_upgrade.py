@@ -1,5 +1,7 @@
 """`linen2nnx check A B` on small fake packages: no network, no second flax."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -46,25 +48,41 @@ PLANTED = {  # by version: what was done to nnx.py, or to __init__.py
 }
 
 
+@contextlib.contextmanager
+def alone(folder):
+    """One process of pytest-xdist at a time."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
+def packages(tmp_path_factory, worker_id):
     """A folder of wheels, a fake suite, a cache; uv sees nothing else."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for version, nnx in PLANTED.items():
-        write_flax(folder, version, nnx)
-    write_wheel(folder, "jax", "0.7.0", {"jax/__init__.py": JAX})
-    root = tmp_path_factory.mktemp("suite")
-    make_suite(root, TESTS)
+    base = tmp_path_factory.getbasetemp()
+    top = (base if worker_id == "master" else base.parent) / "upgrade"
+    folder, root, cache = top / "wheels", top / "suite", top / "cache"
+    top.mkdir(exist_ok=True)
+    with alone(top):
+        if not folder.is_dir():
+            for made in (folder, root, cache):
+                made.mkdir()
+            for version, nnx in PLANTED.items():
+                write_flax(folder, version, nnx)
+            write_wheel(folder, "jax", "0.7.0", {"jax/__init__.py": JAX})
+            write_wheel(folder, "helpful", "1.0", {"helpful.py": "HALF = 0.5"})
+            make_suite(root, TESTS)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        offline(monkeypatch, folder, tmp_path_factory.mktemp("cache"))
+        offline(monkeypatch, folder, cache)
         monkeypatch.setattr(suite, "root", lambda: root)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def found(packages):
-    names = [*PLANTED, "0.12.999"]
-    return upgrade.upgrade(names, limit=6.0)
+    """All of them, checked once: the next process finds them in the cache."""
+    with alone(packages.parent):
+        return upgrade.upgrade([*PLANTED, "0.12.999"], limit=6.0)
 
 
 def cell(found, version, problem, mode="graph"):
@@ -215,18 +233,15 @@ def build_wheel(out, config_settings=None, metadata_directory=None):
 """
 
 
-@pytest.mark.parametrize("as_folder", [False, True])
-def test_a_local_flax(found, packages, as_folder, tmp_path):
-    wheel = packages / "flax-0.12.104-py3-none-any.whl"
-    if as_folder:
-        shutil.copy(wheel, tmp_path)
-        (tmp_path / "backend.py").write_text(BACKEND)
-        (tmp_path / "pyproject.toml").write_text(
-            '[build-system]\nrequires = []\nbuild-backend = "backend"\n'
-            'backend-path = ["."]\n[project]\nname = "flax"\nversion = "0.12.104"\n'
-        )
-        wheel = tmp_path
-    result = upgrade.upgrade(["0.12.101", str(wheel)], limit=6.0)
+def test_a_local_flax(found, packages, tmp_path):
+    """A folder, of which a wheel is built."""
+    shutil.copy(packages / "flax-0.12.104-py3-none-any.whl", tmp_path)
+    (tmp_path / "backend.py").write_text(BACKEND)
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\n'
+        'backend-path = ["."]\n[project]\nname = "flax"\nversion = "0.12.104"\n'
+    )
+    result = upgrade.upgrade(["0.12.101", str(tmp_path)], limit=6.0)
     assert result.releases[1].cell(LINEAR, "graph").verdict == "differs", result
     assert result.exit_status == 1
 
@@ -293,7 +308,6 @@ def test_without_network(packages, monkeypatch):
 
 def test_own_tests(found, packages, tmp_path, monkeypatch):
     """They have their own settings, helpers and requirements."""
-    write_wheel(packages, "helpful", "1.0", {"helpful.py": "HALF = 0.5"})
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = ours\n")
