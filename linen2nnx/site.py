@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linen2nnx import bench, bytecodes, report, suite
+from linen2nnx import bench, bytecodes, report, site_releases, suite
 
 ROOT = suite.root()
 DOCS = ROOT / "docs"
@@ -748,12 +748,16 @@ def reference_fragment(page: Page) -> str:
 def write_fragments() -> None:
     """Check the pages against their sources and write what they include."""
     results, overhead = parity_results(), overhead_results()
+    matrix = site_releases.load(DOCS / "results" / "releases.json")
     fragments = {
         "problems.md": problems_fragment(results, overhead),
         "names.md": names_fragment(),
         "checks.md": checks_fragment(),
         "runs.md": runs_fragment(results),
         "cost-runs.md": cost_runs_fragment(overhead),
+        "matrix.md": site_releases.matrix_fragment(matrix),
+        "release-changes.md": site_releases.changes_fragment(matrix),
+        "flax-jax.md": site_releases.flax_jax_fragment(),
     }
     for page in pages():
         check(page)
@@ -766,7 +770,9 @@ def write_fragments() -> None:
                 for part in (cost_fragment(name, overhead), bytecodes_fragment(name))
                 if part
             ),
-            f"{name}/releases.md": releases_fragment(name, results),
+            f"{name}/releases.md": site_releases.strip_fragment(name, matrix)
+            if any(name in release["problems"] for release in matrix["releases"])
+            else releases_fragment(name, results),
             f"{name}/reference.md": reference_fragment(page),
         }
     shutil.rmtree(FRAGMENTS, ignore_errors=True)

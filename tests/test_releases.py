@@ -3,12 +3,15 @@
 import doctest
 import json
 import re
+from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from linen2nnx import releases
+from linen2nnx import releases, site_releases, suite
+
+ROOT = Path(__file__).parents[1]
 
 TABLE = releases.table()
 
@@ -51,6 +54,82 @@ def test_a_release_that_the_table_does_not_know():
     assert releases.between("0.12.11", "0.12.999") == ["0.12.11", "0.12.12"]
 
 
+MATRIX = site_releases.load(ROOT / "docs" / "results" / "releases.json")
+
+
+def test_the_committed_matrix():
+    flax = [release["environment"]["flax"] for release in MATRIX["releases"]]
+    assert [Version(version) for version in flax] == sorted(map(Version, flax))
+    assert {"0.10.7", "0.11.0", "0.12.0", "0.12.12"} <= set(flax)
+    for release in MATRIX["releases"]:
+        assert set(release["problems"]) == {p.name for p in suite.problems()}
+        row = releases.find(release["environment"]["flax"])
+        newest = Version(row.newest_working_jax)
+        assert Version(release["environment"]["jax"]) <= newest
+
+
+def release(name, **cells):
+    problems = {
+        "state/a": {
+            mode: {"verdict": verdict, "reason": reason}
+            for mode, (verdict, reason) in cells.items()
+        }
+    }
+    return {
+        "name": name,
+        "error": "",
+        "environment": {
+            "flax": name,
+            "jax": "0.8.1",
+            "python": "3.12.1",
+            "platform": "Linux",
+            "device": "cpu: cpu",
+        },
+        "problems": problems,
+        "facts": {
+            "modes": ["graph", "tree"] if name > "0.12.6" else ["graph"],
+            "behaviour": {"tree mode": "there" if name > "0.12.6" else "not there"},
+            "numbers": {"weights": [1.0]},
+        },
+    }
+
+
+CONTENT = {
+    "command": "linen2nnx check 0.12.0 0.12.8",
+    "date": "2026-11-20T00:00:00+00:00",
+    "releases": [
+        release("0.12.0", graph=("not there yet", "nnx.EMA, since 0.12.8")),
+        release("0.12.8", graph=("holds", ""), tree=("differs", "kernel by 1 | 2")),
+        release("0.12.9", graph=("holds", ""), tree=("holds", "")),
+    ],
+}
+
+
+def test_the_matrix_page():
+    text = site_releases.matrix_fragment(CONTENT)
+    row = next(line for line in text.splitlines() if "state/a" in line)
+    assert row == (
+        "| [state/a](state/a.md) | not there yet: <small>nnx.EMA, since 0.12.8</small> "
+        "(graph mode) | holds (graph mode)<br>differs: <small>kernel by 1 &#124; 2"
+        "</small> (tree mode) | holds |"
+    )
+    text = site_releases.changes_fragment(CONTENT)
+    assert "* tree mode: `not there` became `there`" in text
+    assert "**0.12.9**, after 0.12.8:\n\n* none of these changed" in text
+    strip = site_releases.strip_fragment("state/a", CONTENT)
+    assert 'class="releases bad"' in strip
+    assert "- **flax 0.12.9** holds (jax 0.8.1, Python 3.12.1)" in strip
+    table = site_releases.flax_jax_fragment()
+    assert "| 0.12.12 | >=3.12 | >=0.11.1 | 0.12.0.1 | none is out |" in table
+
+
+def test_another_file_is_no_matrix(tmp_path):
+    file = tmp_path / "releases.json"
+    file.write_text('{"format": "linen2nnx check", "version": 1}')
+    with pytest.raises(ValueError, match="no linen2nnx upgrade check result"):
+        site_releases.load(file)
+
+
 def test_doctests():
     results = doctest.testmod(releases)
     assert results.attempted
@@ -66,6 +145,7 @@ def test_doctests():
         ("has no attribute 'get_value'", "0.12.1", None),
         ("Optimizer.update() takes 2 positional arguments but 3", "0.10.7", "update"),
         ("module 'flax.nnx' has no attribute 'Dict'", "0.11.0", "nnx.Dict"),
+        ("Module flax.nnx has no attribute 'Dict'", "0.11.2", "nnx.Dict"),
         ("module 'flax.nnx' has no attribute 'nonsense'", "0.10.0", None),
         ("KeyError: 'List'", "0.10.0", None),
     ],
