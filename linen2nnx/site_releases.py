@@ -30,6 +30,8 @@ def matrix_fragment(content: dict[str, Any]) -> str:
     ]
     names = dict.fromkeys(name for release in found for name in release["problems"])
     lines = [
+        '<div class="matrix" markdown>',
+        "",
         "| problem | " + " | ".join(heads) + " |",
         "| --- |" + " --- |" * len(found),
     ]
@@ -38,6 +40,8 @@ def matrix_fragment(content: dict[str, Any]) -> str:
         lines.append(f"| [{name}]({name}.md) | " + " | ".join(cells) + " |")
     last = found[-1]["environment"]
     lines += [
+        "",
+        "</div>",
         "",
         f"Measured by `{content['command']}` on {content['date'][:10]}, Python "
         f"{last['python']}, {last['platform']}, {last['device'].partition(':')[0]}.",
