@@ -347,12 +347,14 @@ def test_two_checks_at_the_same_time(packages, tmp_path):
 
 
 INTERRUPTED = """
+import signal
 import sys
 from pathlib import Path
 from linen2nnx import cli, environments, suite
 root = Path(sys.argv.pop(1))
 suite.root = lambda: root
 environments.NEEDED = ()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # some parents ignore it
 cli.main()
 """
 
@@ -370,7 +372,10 @@ def test_an_interruption_ends_the_children_and_the_next_check_goes_on(
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=10)
+    try:
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 2
     assert error.startswith("linen2nnx: interrupted")
     kept = sorted(os.listdir(results))
