@@ -279,3 +279,29 @@ def test_a_type_without_a_collection():
     with pytest.raises(MappingError, match="register_variable_name") as error:
         mapping.table({"params": {"a": jnp.ones(2)}}, model)
     assert "a is Unregistered" in str(error.value)
+
+
+def test_names_below_other_modules():
+    """An underscore at the end may be the name's own; a number joins its list."""
+
+    class Inner(nnx.Module):
+        def __init__(self, rngs):
+            self.out_ = nnx.Linear(2, 2, rngs=rngs)
+            self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs)])
+
+    class Outer(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = Inner(rngs)
+
+    def linear(*shape):
+        return {
+            "kernel": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "bias": jax.ShapeDtypeStruct(shape[-1:], jnp.float32),
+        }
+
+    inner = {"out_": linear(2, 2), "layers_0": linear(2, 3)}
+    linen = {"params": {"inner": inner}}
+    rows = mapping.table(linen, nnx.eval_shape(lambda: Outer(nnx.Rngs(0))))
+    names = {row.linen: row.nnx for row in rows}
+    assert names["params/inner/out_/kernel"] == "inner/out_/kernel"
+    assert names["params/inner/layers_0/bias"] == "inner/layers/0/bias"
