@@ -44,7 +44,8 @@ def matrix_fragment(content: dict[str, Any]) -> str:
         "</div>",
         "",
         f"Measured by `{content['command']}` on {content['date'][:10]}, Python "
-        f"{last['python']}, {last['platform']}, {last['device'].partition(':')[0]}.",
+        f"{last['python']}, {last['platform']}, {last['device'].partition(':')[0]}; "
+        "[the result file](results/releases.json).",
         "{ .source }",
     ]
     return "\n".join(lines)
