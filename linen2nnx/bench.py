@@ -1,6 +1,6 @@
 """Run the benchmarks of the suite, keep what they measured, and say what it means.
 
-`bench` runs them in three processes, one after the other, each of them a run of pytest.
+`bench` runs them in four processes, one after the other, each of them a run of pytest.
 
 A result file is JSON:
 
@@ -49,7 +49,7 @@ FORMAT, VERSION = "linen2nnx bench", 1
 COMMAND = "linen2nnx bench --save"
 REFERENCE, LIMIT = "Linen", "jax.numpy"
 AS_CHEAP_AS_LINEN = 1.05
-PROCESSES = 3
+PROCESSES = 4
 MEASURING = "linen2nnx/overhead.py"
 
 
@@ -288,7 +288,7 @@ def render(content: dict[str, Any], rejected: Sequence[str] = ()) -> Group:
     clock = rows[0]["clock"].replace("cpu", "CPU")
     parts.append(
         Text(
-            f"Ratio to Linen's {clock}: the median of {PROCESSES} processes, and their "
+            f"Ratio to Linen's {clock}: the mean of {PROCESSES} processes, and their "
             "range. "
             f"flax {env['flax']}, jax {env['jax']}, python {env['python']}, {where}",
             style="dim",

@@ -3,8 +3,9 @@
 Two programs timed one after the other on a shared machine differ by half for no
 reason. `compare` times them in one process, in turn, and takes the ratio of the two
 minima. Each round calls every arm: once untimed, unless one call fills a sample, then
-often enough for a sample of several milliseconds, every result blocked; the next round
-goes through the arms in the opposite order. The first arm is timed a second time as if
+often enough for a sample of several milliseconds, every result blocked; an arm that is
+short beside the longest has up to four samples and keeps the least. The next round goes
+through the arms in the opposite order. The first arm is timed a second time as if
 it were another one: that ratio, the control, is 1 but for noise, and a comparison whose
 control is off by more than 5% is an error.
 
@@ -31,6 +32,7 @@ Key = tuple[str, Mode | None]
 
 CONTROL_LIMIT = 0.05
 SAMPLE_SECONDS = 0.004
+MOST_SAMPLES = 4  # of a short arm, in a round
 BLOCKS = 5  # an interval is the range of the ratio over these parts of the rounds
 MIN_ROUNDS, ENOUGH_ROUNDS, MAX_ROUNDS = 3, 25, 500
 WIDEST_INTERVAL = 0.03
@@ -156,9 +158,9 @@ def compare(
     clock = clock or default_clock()
     controls = []
     with _undisturbed():
-        repeats = [_calibrate(arm, clock) for arm in arms]
+        lanes = _lanes(arms, clock)
         for n in range(TRIES):
-            comparison = _measure(arms, repeats, clock, 3**n * max_seconds)
+            comparison = _measure(lanes, clock, 3**n * max_seconds)
             if abs(comparison.control_ratio - 1) <= CONTROL_LIMIT:
                 return comparison
             controls.append(f"{comparison.control_ratio:.3f}")
@@ -213,10 +215,28 @@ def environment() -> dict[str, str]:
     }
 
 
-def _measure(
-    arms: Sequence[Arm], repeats: list[int], clock: Clock, max_seconds: float
-) -> Comparison:
-    lanes = [*zip(arms, repeats), (arms[0], repeats[0])]
+@dataclass(frozen=True)
+class _Lane:
+    """An arm, how many calls make a sample, and how many samples a round takes."""
+
+    arm: Arm
+    calls: int
+    samples: int
+
+
+def _lanes(arms: Sequence[Arm], clock: Clock) -> list[_Lane]:
+    """All arms, and at the end the first one again, as its control."""
+    calls, seconds = zip(*(_calibrate(arm, clock) for arm in arms))
+    longest = max(seconds)
+    lanes = [
+        _Lane(arm, n, min(MOST_SAMPLES, max(1, int(longest / s / 2))))
+        for arm, n, s in zip(arms, calls, seconds)
+    ]
+    return [*lanes, lanes[0]]
+
+
+def _measure(lanes: Sequence[_Lane], clock: Clock, max_seconds: float) -> Comparison:
+    arms = [lane.arm for lane in lanes[:-1]]
     samples: dict[Clock, list[list[float]]] = {
         "cpu time": [[] for _ in lanes],
         "wall time": [[] for _ in lanes],
@@ -236,10 +256,11 @@ def _measure(
         is_due = comparison.rounds >= ENOUGH_ROUNDS and comparison.rounds % BLOCKS == 0
         if is_due and comparison.is_tight:
             break
-        for lane in order:
-            cpu, wall = _sample(*lanes[lane])
-            samples["cpu time"][lane].append(cpu)
-            samples["wall time"][lane].append(wall)
+        for i in order:
+            lane = lanes[i]
+            found = [_sample(lane.arm, lane.calls) for _ in range(lane.samples)]
+            for name, times in zip(samples, zip(*found)):
+                samples[name][i].append(min(times))
         order.reverse()
     return comparison
 
@@ -264,16 +285,17 @@ def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
     return cpu / repeats, wall / repeats
 
 
-def _calibrate(arm: Arm, clock: Clock) -> int:
-    """How many calls take the time of a sample."""
+def _calibrate(arm: Arm, clock: Clock) -> tuple[int, float]:
+    """How many calls take the time of a sample, and how many seconds they take."""
     repeats = 1
     if arm.prepare is None:
         _sample(arm, repeats)  # the first call is slower
     while True:
         cpu, wall = _sample(arm, repeats)
-        seconds = (cpu if clock == "cpu time" else wall) * repeats
-        if seconds > SAMPLE_SECONDS / 4:
-            return max(1, math.ceil(repeats * SAMPLE_SECONDS / seconds))
+        a_call = cpu if clock == "cpu time" else wall
+        if a_call * repeats > SAMPLE_SECONDS / 4:
+            calls = max(1, math.ceil(SAMPLE_SECONDS / a_call))
+            return calls, calls * a_call
         repeats *= 4
 
 
@@ -419,8 +441,8 @@ def merge(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The measurements of several processes as one.
 
     Some figures differ more from process to process than within one: where things lie
-    in memory decides. So the ratio is the median of the processes' ratios, and its
-    interval their range. What only one process could measure is left out.
+    in memory decides. So the ratio is the geometric mean of the processes' ratios, and
+    its interval their range. What only one process could measure is left out.
     """
     by_name: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in itertools.chain(*runs):
@@ -434,7 +456,7 @@ def merge(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
         merged.append(
             {
                 **rows[0],
-                "ratio": statistics.median(ratios),
+                "ratio": statistics.geometric_mean(ratios),
                 "interval": [min(ratios), max(ratios)],
                 "rounds": sum(row["rounds"] for row in rows),
                 "control": max((row["control"] for row in rows), key=_from_one),

@@ -454,7 +454,7 @@ def _cost_parts(name: str, result: dict[str, Any], file: str) -> Iterator[str]:
     source = _provenance(env, result["date"], result["command"], file)
     controls = [row["control"] for row in result["measurements"]]
     yield (
-        f"Time over Linen's: the median of {bench.PROCESSES} processes, "
+        f"Time over Linen's: the mean of {bench.PROCESSES} processes, "
         "and their range; [how it is measured, and what the idioms are](../cost.md). "
         f"Control between {min(controls):.2f} and {max(controls):.2f}. {source}\n"
         "{ .source }"

@@ -2,6 +2,7 @@ import contextlib
 import gc
 import importlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -70,9 +71,10 @@ def controls(monkeypatch):
     """Every sample of the first arm as the control takes the next of these factors."""
     factors = []
 
-    def measure(arms, repeats, clock, max_seconds):
-        samples = {CLOCK: {arm.key: [1.0] * 5 for arm in arms}}
-        return Comparison(clock, arms[0].key, samples, {CLOCK: [factors.pop(0)] * 5})
+    def measure(lanes, clock, max_seconds):
+        samples = {CLOCK: {lane.arm.key: [1.0] * 5 for lane in lanes[:-1]}}
+        first = lanes[0].arm.key
+        return Comparison(clock, first, samples, {CLOCK: [factors.pop(0)] * 5})
 
     monkeypatch.setattr(overhead, "_measure", measure)
     return factors
@@ -100,20 +102,30 @@ def test_the_control_is_timed_like_any_other_arm():
         return sum(range(1000 * now))
 
     order = []
-    times = overhead._measure(
-        [
-            Arm("a", lambda: order.append("a")),
-            Arm("b", lambda: order.append("b")),
-            Arm("c", slower_and_slower),
-        ],
-        [2, 1, 1],
-        CLOCK,
-        0,
-    )
+    lanes = [
+        overhead._Lane(Arm("a", lambda: order.append("a")), 2, 1),
+        overhead._Lane(Arm("b", lambda: order.append("b")), 1, 1),
+        overhead._Lane(Arm("c", slower_and_slower), 1, 1),
+    ]
+    times = overhead._measure([*lanes, lanes[0]], CLOCK, 0)
     each = "aaa", "b", "aaa"  # one call untimed if there are several; c appends nothing
     there, back = "".join(each), "".join(reversed(each))
     assert "".join(order) == there + back + there
     assert times.rounds == 3
+
+
+def test_a_short_arm_has_several_samples_in_a_round_and_keeps_the_least(monkeypatch):
+    seconds = {"long": 0.1, "half": 0.03, "short": 0.001}
+    monkeypatch.setattr(overhead, "_calibrate", lambda arm, _: (1, seconds[arm.idiom]))
+    lanes = overhead._lanes([Arm(name, work) for name in seconds], CLOCK)
+    assert [lane.samples for lane in lanes] == [1, 1, 4, 1]
+
+    times = itertools.count(9, -1)
+    monkeypatch.setattr(overhead, "_sample", lambda arm, calls: (next(times), 0.5))
+    found = overhead._measure(lanes[2:], CLOCK, 0)
+    assert found.samples[CLOCK]["short", None][0] == 6
+    assert found.control[CLOCK][0] == 5
+    assert len(found.samples["wall time"]["short", None]) == found.rounds
 
 
 @pytest.mark.parametrize("collects", [True, False])
@@ -377,7 +389,7 @@ def test_processes_are_merged():
     assert overhead.merge(runs) == [
         row(
             "x",
-            2.2,
+            pytest.approx((2.5 * 2.1 * 2.2) ** (1 / 3)),
             interval=[2.1, 2.5],
             rounds=30,
             control=0.96,
