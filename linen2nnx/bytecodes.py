@@ -121,7 +121,7 @@ def measure(problems: Sequence[suite.Problem]) -> dict[str, Any]:
         One entry of `recorded`.
 
     Raises:
-        BenchError: if the process failed.
+        BenchError: if the process failed, or an idiom raised an error.
     """
     if sys.version_info < (3, 12):
         raise BenchError("counting bytecodes takes Python 3.12 or newer")
@@ -134,12 +134,16 @@ def measure(problems: Sequence[suite.Problem]) -> dict[str, Any]:
     if found.returncode:
         last = (found.stderr.strip().splitlines() or ["no output"])[-1]
         raise BenchError(f"counting bytecodes failed: {last}")
+    counts = json.loads(found.stdout.splitlines()[-1])
+    for row in counts:
+        if "error" in row:
+            raise BenchError(f"{row['problem']}, {row['idiom']}: {row['error']}")
     return {
         "environment": environment(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "sources": sha256_of_sources(problems),
-        "counts": json.loads(found.stdout.splitlines()[-1]),
+        "counts": counts,
     }
 
 
@@ -204,7 +208,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         >>> changes(before, after)
         ['p, jitted, nnx.jit (tree mode), 4 layers: 9 bytecodes before, 12 now']
     """
-    old, new = _by_name(before), _by_name(after)
+    old, new = by_name(before["counts"]), by_name(after["counts"])
     return [
         f"{name}: {old.get(name, 'no')} bytecodes before, {new.get(name, 'none')} now"
         for name in {**old, **new}
@@ -233,16 +237,25 @@ def render(entry: dict[str, Any]) -> Table:
     return table
 
 
-def _by_name(entry: dict[str, Any]) -> dict[str, int]:
+def by_name(counts: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Rows as one dict: `surgery/x, jitted, nnx.jit (tree mode), 4 layers` to number.
+
+    Rows without a number, of idioms that a flax does not have, are left out.
+    """
     keys = ("what", "idiom", "mode", "layers")
     return {
         f"{row['problem']}, {label(*(row[k] for k in keys))}": row["bytecodes"]
-        for row in entry["counts"]
+        for row in counts
+        if row["bytecodes"] is not None
     }
 
 
 def _count_all(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The counts of these problems, in this process."""
+    """The counts of these problems, in this process.
+
+    Where an idiom raises an error, `bytecodes` is None and `error` says which: an older
+    flax does not have all of them.
+    """
     sys.path.insert(0, str(suite.root()))
     arms = importlib.import_module("parity_tests.overhead_arms")
     counts = []
@@ -252,19 +265,15 @@ def _count_all(names: Sequence[str]) -> list[dict[str, Any]]:
         for layers in bench.layers[:SIZES]:
             for what in WHATS:
                 for idiom, mode in bench.idioms[what]:
-                    arm = arms.checked_arm(bench, what, idiom, mode, layers)
-                    with in_mode(mode):
-                        bytecodes = count(arm.function)
-                    counts.append(
-                        {
-                            "problem": problem.name,
-                            "what": what,
-                            "idiom": idiom,
-                            "mode": mode,
-                            "layers": layers,
-                            "bytecodes": bytecodes,
-                        }
-                    )
+                    row = {"problem": problem.name, "what": what, "idiom": idiom}
+                    row |= {"mode": mode, "layers": layers, "bytecodes": None}
+                    try:
+                        arm = arms.checked_arm(bench, what, idiom, mode, layers)
+                        with in_mode(mode):
+                            row["bytecodes"] = count(arm.function)
+                    except Exception as error:
+                        row["error"] = f"{type(error).__name__}: {error}"
+                    counts.append(row)
     return counts
 
 

@@ -182,7 +182,6 @@ def _check_releases(
     from linen2nnx.environments import UpgradeError, cache_folder
     from linen2nnx.upgrade import upgrade
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, errors = Console(), Console(stderr=True)
     if not console.is_terminal:
         console = Console(width=max(100, 40 + 24 * len(names)))
@@ -389,5 +388,6 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command; a request to end it ends its children too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="linen2nnx")

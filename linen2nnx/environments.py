@@ -31,14 +31,18 @@ from linen2nnx import releases, suite
 MODULES = (  # what runs in an environment; results depend on no other
     "__init__",
     "arguments",
+    "bench",
+    "bytecodes",
     "check",
     "mapping",
+    "overhead",
     "parity",
     "probe",
     "pytest_plugin",
     "pytest_run",
     "report",
     "suite",
+    "trial",
 )
 NEEDED = (  # for optax, flax and jax decide
     "beartype>=0.20",
@@ -197,6 +201,11 @@ class Uv:
             [self.python, "-I", "-c", show], os.environ, Path.cwd(), self.LIMIT
         )
         self.python_version = out.strip()
+
+    @property
+    def can_count_bytecodes(self) -> bool:
+        """Whether that Python has `sys.monitoring`."""
+        return Version(self.python_version) >= Version("3.12")
 
     def newest(self, package: str) -> str:
         """The newest release of a package that this Python can have.

@@ -11,8 +11,12 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 import tempfile
+import traceback
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,12 +107,61 @@ def environment() -> dict[str, str]:
     }
 
 
+@contextmanager
+def warnings_at_our_lines(root: Path) -> Iterator[None]:
+    """Attribute each warning to the innermost line below `root` that led to it.
+
+    A warning that flax or jax raises about itself names a line of theirs; which line of
+    ours calls it is what one can mend. Installed packages and this one are not ours.
+    """
+    show = warnings.showwarning
+
+    def show_at_our_line(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        *rest: Any,
+    ) -> None:
+        if not _is_ours(filename, root):
+            for frame in reversed(traceback.extract_stack()):
+                if _is_ours(frame.filename, root):
+                    filename, lineno = frame.filename, frame.lineno or 0
+                    break
+        show(message, category, filename, lineno, *rest)
+
+    warnings.showwarning = show_at_our_line  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+
+
+def _is_ours(filename: str, root: Path) -> bool:
+    path = Path(filename)
+    installed = sysconfig.get_paths()
+    not_ours = (installed["purelib"], installed["stdlib"], Path(__file__).parent)
+    return path.is_relative_to(root) and not any(
+        path.is_relative_to(folder) for folder in not_ours
+    )
+
+
 class _EventWriter:
     def __init__(self, path: Path) -> None:
         self.file = path.open("w", buffering=1)
 
     def write(self, event: str, **content: Any) -> None:
         print(json.dumps({"event": event, **content}), file=self.file)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self, session: pytest.Session) -> Iterator[None]:
+        with warnings_at_our_lines(session.config.rootpath):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        with warnings_at_our_lines(item.config.rootpath):
+            return (yield)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.write("collected", tests=len(session.items), environment=environment())

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from linen2nnx import releases
+from linen2nnx import expected, releases
 
 FORMAT = "linen2nnx upgrade check"
 
@@ -122,9 +122,11 @@ def _texts(release: dict[str, Any], name: str) -> list[str]:
     """Each verdict of a problem, with its reason, and the mode if not both have it."""
     by_text: dict[str, list[str]] = {}
     for mode, outcome in release["problems"].get(name, {}).items():
-        text = outcome["verdict"]
-        if outcome["reason"] and text != "holds with warnings":
-            text += f": <small>{html.escape(_shorten(outcome['reason']))}</small>"
+        text, reason = outcome["verdict"], outcome["reason"]
+        if text == "holds with warnings":  # their number says little
+            reason = expected.find(name, mode, release["environment"]["flax"]).cause
+        if reason:
+            text += f": <small>{html.escape(_shorten(reason))}</small>"
         by_text.setdefault(text.replace("|", "&#124;"), []).append(mode)
     if len(by_text) == 1 and set(release["facts"]["modes"]) == {"graph", "tree"}:
         return list(by_text)

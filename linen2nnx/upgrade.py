@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from linen2nnx import environments, releases, suite
+from linen2nnx import bytecodes, environments, expected, releases, suite
 from linen2nnx.check import Seen, compilation_cache, options, problem_name
 from linen2nnx.environments import (
     Children,
@@ -76,21 +76,23 @@ class ReleaseResult:
         error: why there is nothing else: flax could not be installed, or does not
             import. Empty if the suite ran.
         told: False where that does not say anything about flax itself.
-        note: how its jax was chosen, if not by the table.
+        notes: how its jax was chosen, if not by the table; what could not be measured.
         environment: versions and device.
         facts: what `linen2nnx.probe` stated.
         problems: by problem and mode.
         logs: by mode, the log of pytest.
+        bytecodes: by problem and idiom, how many Python bytecodes a call executes.
     """
 
     name: str
     error: str = ""
     told: bool = True
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     problems: dict[str, dict[str, Outcome]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
+    bytecodes: dict[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -107,6 +109,25 @@ class ReleaseResult:
             return Cell("not there yet", "tree mode, since 0.12.6")
         outcome = self.problems.get(problem, {}).get(mode, Outcome())
         return _cell(outcome, self.environment["flax"])
+
+    def cells(self) -> list[tuple[str, str, Cell]]:
+        """Problem, mode and cell of all that ran."""
+        return [
+            (problem, mode, self.cell(problem, mode))
+            for problem, modes in self.problems.items()
+            for mode in modes
+        ]
+
+    def unexpected(self) -> list[str]:
+        """What is not as `linen2nnx.expected` states, in either direction."""
+        lines = []
+        known = {problem.name for problem in suite.problems()}
+        for problem, mode, cell in self.cells():
+            if problem in known:
+                wanted = expected.find(problem, mode, self.environment["flax"])
+                if cell.verdict != wanted.verdict:
+                    lines.append(f"{problem}, {mode} mode: {cell}; expected: {wanted}")
+        return lines
 
 
 @dataclass
@@ -136,10 +157,8 @@ class Upgrade:
         if others:
             worse = any(self.changes(other)[0] for other in others if other.told)
         else:
-            worse = bool(first.error) or any(
-                first.cell(problem, mode).verdict in VERDICTS[2:]
-                for problem in self.problems
-                for mode in first.facts["modes"]
+            worse = bool(first.error or first.unexpected()) or any(
+                cell.verdict in VERDICTS[2:] for _, _, cell in first.cells()
             )
         if worse:
             return 1
@@ -223,7 +242,9 @@ def upgrade(
         prepared: dict[Future[Any], ReleaseResult] = {}
         for spec in specs:
             if isinstance(spec, Spec):
-                results.append(ReleaseResult(spec.name, note=spec.note))
+                results.append(
+                    ReleaseResult(spec.name, notes=[spec.note] if spec.note else [])
+                )
                 future = pool.submit(work.prepare, spec, results[-1])
                 prepared[future] = results[-1]
                 pending.add(future)
@@ -237,6 +258,9 @@ def upgrade(
                 environment = future.result()
                 if future in prepared and environment:
                     result = prepared[future]
+                    if uv.can_count_bytecodes:
+                        count = pool.submit(work.count, result, environment)
+                        pending.add(count)
                     for mode in result.facts["modes"]:
                         run = pool.submit(work.run, result, environment, mode)
                         pending.add(run)
@@ -321,6 +345,36 @@ class _Work:
         finally:
             self.progress.pop(label, None)
         self._keep(result, mode, mode, content)
+
+    def count(self, result: ReleaseResult, environment: Environment) -> None:
+        """Count the bytecodes of each idiom."""
+        label = f"{result.title}, bytecodes"
+        self.progress[label] = ("", 0, 0)
+        try:
+            content = self._cached(
+                environment, "bytecodes", lambda: self._count(environment)
+            )
+        finally:
+            del self.progress[label]
+        result.bytecodes = content["counts"]
+        if cause := content["error"]:
+            result.notes.append(f"bytecodes per call were not counted: {cause}")
+
+    def _count(self, environment: Environment) -> dict[str, Any]:
+        names = [problem.name for problem in suite.problems()]
+        status, out, error = self.children.run(
+            [environment.python, "-m", "linen2nnx.bytecodes", *names],
+            environments.isolated(self.root)
+            | compilation_cache(self.folder / environment.folder.name)
+            | {"PYTHONHASHSEED": "0"},
+            self.folder,
+            self.limit,
+        )
+        if status == 0:
+            rows = json.loads(out.splitlines()[-1])
+            return {"counts": bytecodes.by_name(rows), "error": ""}
+        last = (error.strip().splitlines() or ["no output"])[-1]
+        return {"counts": {}, "error": last if status else "it took too long"}
 
     def run_own(
         self, result: ReleaseResult, environment: Environment, mode: str
@@ -549,6 +603,10 @@ def _cell(outcome: Outcome, flax: str) -> Cell:
 
 
 _INSTALLED = re.compile(r"/[^\s\"']*?/lib/python3\.\d+/(site-packages/)?")
+_OTHER_MESSAGE = re.compile(
+    r"Regex pattern did not match\..*(?:Input|Actual message): (['\"])(?P<text>.*)\1",
+    re.DOTALL,
+)
 _FARTHEST = re.compile(r"\n\s+(\S+) .*? values differ by up to (\S+)")
 
 
@@ -561,6 +619,8 @@ def _reason(failure: dict[str, str]) -> str:
     test = failure["test"].rpartition("::")[2].partition("[")[0]
     if found := _FARTHEST.search(failure["message"]):
         return f"{found[1]} by {found[2]} ({test})"
+    if found := _OTHER_MESSAGE.search(failure["message"]):
+        return f"the error says: {_shorten(found['text'])} ({test})"
     lines = failure["message"].strip().splitlines() or [""]
     return f"{lines[0]} ({test})"
 
@@ -608,6 +668,7 @@ def _changes(
         if before_text != after_text:
             old, new = (_shorten(str(text)) for text in (before_text, after_text))
             changed.append(f"{name}: {old} -> {new}")
+    changed += _moved_bytecodes(first.bytecodes, other.bytecodes)
     for kind, names in _api_changes(first, other).items():
         if names:
             shown = ", ".join(names[:SHOWN_NAMES])
@@ -627,14 +688,41 @@ def _moved(before: Outcome | None, after: Outcome | None) -> str:
     return f"largest difference of the two sides {old:.3g} -> {new:.3g}"
 
 
+def _moved_bytecodes(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    """One line for each idiom whose calls execute more or fewer bytecodes."""
+    moves: dict[str, list[tuple[float, str]]] = {}
+    for name in before.keys() & after.keys():
+        old, new = before[name], after[name]
+        if old != new:
+            problem, what, idiom, *layers = name.split(", ")
+            where = ", ".join([problem, *layers])
+            move = new / old - 1, f"{where}: {old:,} -> {new:,}"
+            moves.setdefault(f"{what}, {idiom}", []).append(move)
+    lines = []
+    for idiom, found in sorted(moves.items()):
+        (low, _), (high, _) = min(found), max(found)
+        parts = f"{low:+.1%}" if low == high else f"{low:+.1%} to {high:+.1%}"
+        farthest = max(found, key=lambda move: abs(move[0]))[1]
+        lines.append(f"bytecodes per call, {idiom}: {parts} ({farthest})")
+    return lines
+
+
+def first_line(warning: dict[str, str]) -> str:
+    """What a warning says, as one line."""
+    return warning["message"].strip().splitlines()[0]
+
+
+def place(warning: dict[str, str]) -> str:
+    """File and line of a warning, without the folders above the suite's."""
+    return "/".join(Path(warning["where"]).parts[-3:])
+
+
 def _warnings(release: ReleaseResult, problem: str) -> list[tuple[str, str]]:
     """First line and place of each warning of a problem, in any mode."""
     found: dict[tuple[str, str], None] = {}
     for outcome in release.problems.get(problem, {}).values():
         for warning in outcome.warnings:
-            text = warning["message"].strip().splitlines()[0]
-            where = "/".join(Path(warning["where"]).parts[-3:])
-            found[text, where] = None
+            found[first_line(warning), place(warning)] = None
     return list(found)
 
 

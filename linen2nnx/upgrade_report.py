@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from linen2nnx.report import write_whole
-from linen2nnx.upgrade import Cell, ReleaseResult, Upgrade
+from linen2nnx.upgrade import Cell, ReleaseResult, Upgrade, first_line, place
 
 STYLES = {
     "holds": "green",
@@ -124,11 +124,10 @@ def _sections(upgrade: Upgrade) -> list[tuple[str, list[str]]]:
     """Headings and lines below the table."""
     sections = []
     for release in upgrade.releases:
-        lines = _reasons(upgrade, release)
-        if release.note:
-            lines.insert(0, release.note)
-        if lines:
+        if lines := [*release.notes, *_reasons(release)]:
             sections.append((release.title, lines))
+        if unexpected := release.unexpected():
+            sections.append((f"{release.title}: not as expected", unexpected))
     first, *others = upgrade.releases
     for release in others:
         worse, changed = upgrade.changes(release)
@@ -142,30 +141,38 @@ def _sections(upgrade: Upgrade) -> list[tuple[str, list[str]]]:
     return sections
 
 
-def _reasons(upgrade: Upgrade, release: ReleaseResult) -> list[str]:
+def _reasons(release: ReleaseResult) -> list[str]:
     """Each reason once, with the problems and modes that it holds for."""
     if release.error:
         return [release.error]
     found: dict[str, list[str]] = {}
-    for problem in upgrade.problems:
-        for mode in release.facts["modes"]:
-            cell = release.cell(problem, mode)
-            if cell.reason and cell.verdict != "holds with warnings":
-                found.setdefault(str(cell), []).append(f"{problem} ({mode})")
-            outcome = release.problems.get(problem, {}).get(mode)
-            for warning in outcome.warnings if outcome else ():
-                text = warning["message"].strip().splitlines()[0]
-                where = "/".join(Path(warning["where"]).parts[-3:])
-                line = f"warning at {where}: {text}"
-                found.setdefault(line, []).append(f"{problem} ({mode})")
+    failing = False
+    for problem, mode, cell in release.cells():
+        failing = failing or cell.verdict in ("differs", "fails")
+        if cell.reason and cell.verdict != "holds with warnings":
+            found.setdefault(str(cell), []).append(f"{problem} ({mode})")
     lines = [f"{text}: {', '.join(where)}" for text, where in found.items()]
-    failing = any(
-        release.cell(problem, mode).verdict in ("differs", "fails")
-        for problem in upgrade.problems
-        for mode in release.facts["modes"]
-    )
+    lines += _warnings(release)
     logs = [f"log of {mode} mode: {log}" for mode, log in release.logs.items()]
     return lines + logs if failing else lines
+
+
+def _warnings(release: ReleaseResult) -> list[str]:
+    """Each warning once, with the line of ours that caused it first."""
+    causes: dict[str, dict[str, None]] = {}
+    where: dict[str, dict[str, None]] = {}
+    for problem, modes in release.problems.items():
+        for mode, outcome in modes.items():
+            for warning in outcome.warnings:
+                text = first_line(warning)
+                causes.setdefault(text, {})[place(warning)] = None
+                where.setdefault(text, {})[f"{problem} ({mode})"] = None
+    lines = []
+    for text, (first, *others) in causes.items():
+        more = f" and {len(others)} more lines" if others else ""
+        at = ", ".join(where[text])
+        lines.append(f"warning: {text}, caused at {first}{more}: {at}")
+    return lines
 
 
 def _escape(text: str) -> str:

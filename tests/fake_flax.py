@@ -87,6 +87,7 @@ def write_flax(folder: Path, version: str, nnx: str = NNX, init: str = "") -> Pa
 def offline(monkeypatch, folder: Path, cache: Path) -> None:
     """Let uv install from a folder only, and keep everything in `cache`."""
     monkeypatch.setattr(environments, "NEEDED", ())
+    monkeypatch.setattr(environments.Uv, "can_count_bytecodes", False)
     monkeypatch.setenv("LINEN2NNX_CACHE", str(cache))
     for name, value in {
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",

@@ -16,7 +16,7 @@ import pytest
 from packaging.version import Version
 from typer.testing import CliRunner
 
-from linen2nnx import cli, environments, suite, upgrade, upgrade_report
+from linen2nnx import cli, environments, expected, suite, upgrade, upgrade_report
 from tests.fake_flax import (
     JAX,
     NNX,
@@ -40,7 +40,7 @@ PLANTED = {  # by version: what was done to nnx.py, or to __init__.py
     "0.12.108": NNX + TREE_MODE,
     "0.12.109": NNX
     + "import warnings\ndef warm_start():\n"
-    + "    warnings.warn('old name', DeprecationWarning, stacklevel=2)\n",
+    + "    warnings.warn('old name', DeprecationWarning)\n",
     "0.12.110": NNX + "os.abort()\n",
     "0.10.7": NNX + "def __getattr__(name):\n"
     "    raise AttributeError(f\"module 'flax.nnx' has no attribute 'List'\")\n"
@@ -172,9 +172,69 @@ def test_a_new_warning(found):
     ]
 
 
+def test_a_warning_is_listed_once_with_the_line_of_ours(found):
+    """Where flax raised it says nothing to who has to mend it."""
+    text = upgrade_report.markdown(found)
+    line = "warning: DeprecationWarning: old name, caused at parity_tests/state/"
+    (shown,) = [row for row in text.replace("\\", "").splitlines() if line in row]
+    assert shown.endswith(f"test_after.py:4: {AFTER} (graph)")
+
+
 def test_an_api_that_is_not_there_yet(found):
     text = "not there yet: nnx.List, since 0.12.0"
     assert cell(found, "0.10.7", AFTER) == text
+
+
+def test_what_is_not_as_expected_is_said_in_both_directions(found, monkeypatch):
+    rows = [
+        expected.Expectation(LINEAR, ("graph",), "==0.12.101", "differs", "a cause"),
+        expected.Expectation(LINEAR, ("graph",), "==0.12.104", "differs", "a cause"),
+    ]
+    monkeypatch.setattr(expected, "table", lambda root: rows)
+    by_name = {release.name: release for release in found.releases}
+    assert by_name["0.12.101"].unexpected() == [
+        f"{LINEAR}, graph mode: holds; expected: differs (a cause)"
+    ]
+    assert by_name["0.12.104"].unexpected() == []
+    (line,) = by_name["0.12.102"].unexpected()
+    assert line.startswith(f"{LINEAR}, graph mode: differs: kernel by 0.25")
+    assert line.endswith("expected: holds")
+    upgraded = upgrade.Upgrade("", "", [by_name["0.12.101"]])
+    assert upgraded.exit_status == 1
+    assert "0.12.101, jax 0.7.0: not as expected" in upgrade_report.markdown(upgraded)
+
+
+def test_bytecodes_per_call(found):
+    before, after = (
+        upgrade.ReleaseResult(
+            name,
+            environment={"flax": name, "jax": "0.7.0"},
+            facts={"modes": [], "numbers": {}, "behaviour": {}},
+            bytecodes=dict(zip(NAMES, counts)),
+        )
+        for name, counts in {"1": [1000, 100, 7], "2": [1200, 99, 7]}.items()
+    )
+    worse, changed = upgrade.Upgrade("", "", [before, after]).changes(after)
+    assert worse == []
+    assert changed == [
+        "bytecodes per call, jitted, nnx.jit (tree mode): -1.0% to +20.0% "
+        "(state/a, 4 layers: 1,000 -> 1,200)"
+    ]
+
+
+def test_bytecodes_that_cannot_be_counted_stop_nothing(packages, tmp_path, monkeypatch):
+    monkeypatch.setattr(environments.Uv, "can_count_bytecodes", True)
+    found = upgrade.upgrade(["0.12.101"], cache=tmp_path)
+    assert found.exit_status == 0
+    note = found.releases[0].notes[-1]
+    assert note.startswith("bytecodes per call were not counted: ModuleNotFoundError")
+
+
+NAMES = [
+    "state/a, jitted, nnx.jit (tree mode), 4 layers",
+    "state/b, jitted, nnx.jit (tree mode)",
+    "state/b, eager, Linen",
+]
 
 
 def test_no_path_of_this_machine_is_kept(found, tmp_path):
@@ -354,6 +414,7 @@ from linen2nnx import cli, environments, suite
 root = Path(sys.argv.pop(1))
 suite.root = lambda: root
 environments.NEEDED = ()
+environments.Uv.can_count_bytecodes = False
 signal.signal(signal.SIGINT, signal.default_int_handler)  # some parents ignore it
 cli.main()
 """
