@@ -176,7 +176,7 @@ def main(
 ) -> None:
     """Add flax releases to the table of linen2nnx/releases.json, by trying."""
     children = Children()
-    log = Console(stderr=True)
+    log = Console(stderr=True, soft_wrap=True)
     cache = environments.cache_folder().absolute()
     try:
         trials = Trials(Uv(python, children), cache)

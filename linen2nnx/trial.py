@@ -5,6 +5,7 @@ error: `{"error": "nnx train step: TypeError: ...", ...}`, where null means that
 it works. It runs with any flax since 0.8.5, so that it uses no name that came later.
 """
 
+import ast
 import importlib
 import inspect
 import json
@@ -35,14 +36,18 @@ def main() -> None:
 
 
 def _import() -> list[str]:
-    """The public names of `flax.nnx`."""
+    """The public names that `flax/nnx/__init__.py` imports or defines."""
     importlib.import_module("flax.linen")
     nnx = importlib.import_module("flax.nnx")
-    return sorted(
-        name
-        for name, value in inspect.getmembers(nnx)
-        if not name.startswith("_") and not inspect.ismodule(value)
-    )
+    names: set[str] = set()
+    for node in ast.parse(inspect.getsource(nnx)).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def _linen_train_step() -> None:
