@@ -757,6 +757,7 @@ def write_fragments() -> None:
         "cost-runs.md": cost_runs_fragment(overhead),
         "matrix.md": site_releases.matrix_fragment(matrix),
         "release-changes.md": site_releases.changes_fragment(matrix),
+        "release-bytecodes.md": site_releases.bytecodes_fragment(matrix),
         "flax-jax.md": site_releases.flax_jax_fragment(),
     }
     for page in pages():

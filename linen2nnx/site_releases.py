@@ -8,6 +8,7 @@ from typing import Any
 from linen2nnx import expected, releases
 
 FORMAT = "linen2nnx upgrade check"
+COUNTED = "state/pure_update"  # its idioms run on every release of the matrix
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -25,30 +26,52 @@ def load(path: Path) -> dict[str, Any]:
 def matrix_fragment(content: dict[str, Any]) -> str:
     """Problem by release: the verdict of both modes, with the reason in the cell."""
     found = content["releases"]
-    heads = [
-        f"{r['name']}<br><small>jax {r['environment']['jax']}</small>" for r in found
-    ]
     names = dict.fromkeys(name for release in found for name in release["problems"])
     lines = [
         '<div class="matrix" markdown>',
         "",
-        "| problem | " + " | ".join(heads) + " |",
-        "| --- |" + " --- |" * len(found),
+        *_heads("problem", content),
     ]
     for name in names:
         cells = [_cell(release, name) for release in found]
         lines.append(f"| [{name}]({name}.md) | " + " | ".join(cells) + " |")
-    last = found[-1]["environment"]
-    lines += [
-        "",
-        "</div>",
-        "",
+    return "\n".join([*lines, "", "</div>", "", *_source(content)])
+
+
+def bytecodes_fragment(content: dict[str, Any]) -> str:
+    """How many Python bytecodes a jitted call executes: idiom by release."""
+    start = f"{COUNTED}, jitted, "
+    counts = [release["bytecodes"] for release in content["releases"]]
+    names = dict.fromkeys(
+        name for of_release in counts for name in of_release if name.startswith(start)
+    )
+    lines = ['<div class="matrix" markdown>', "", *_heads("idiom", content)]
+    for name in names:
+        cells = [f"{found[name]:,}" if name in found else "" for found in counts]
+        lines.append(f"| {name.removeprefix(start)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "</div>", "", *_source(content)])
+
+
+def _heads(first: str, content: dict[str, Any]) -> list[str]:
+    """The first two rows of a table with a column per release."""
+    heads = [
+        f"{release['name']}<br><small>jax {release['environment']['jax']}</small>"
+        for release in content["releases"]
+    ]
+    return [
+        f"| {first} | " + " | ".join(heads) + " |",
+        "| --- |" + " --- |" * len(heads),
+    ]
+
+
+def _source(content: dict[str, Any]) -> list[str]:
+    last = content["releases"][-1]["environment"]
+    return [
         f"Measured by `{content['command']}` on {content['date'][:10]}, Python "
         f"{last['python']}, {last['platform']}, {last['device'].partition(':')[0]}; "
         "[the result file](results/releases.json).",
         "{ .source }",
     ]
-    return "\n".join(lines)
 
 
 def changes_fragment(content: dict[str, Any]) -> str:

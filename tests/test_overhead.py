@@ -160,6 +160,14 @@ def test_an_arm_runs_in_its_mode():
     assert before == nnx.set_graph_mode.current_value()
 
 
+def test_graph_mode_is_the_only_one_where_flax_cannot_set_it(monkeypatch):
+    monkeypatch.delattr(nnx, "set_graph_mode")
+    with overhead.in_mode("graph"):
+        pass
+    with pytest.raises(AttributeError, match="set_graph_mode"):
+        overhead.in_mode("tree")
+
+
 def test_each_prepared_thing_is_used_once():
     prepared, used = iter(range(10**6)), []
     arm = Arm("a", lambda n: used.append(n), prepare=lambda: next(prepared))

@@ -91,6 +91,12 @@ def release(name, **cells):
             "behaviour": {"tree mode": "there" if name > "0.12.6" else "not there"},
             "numbers": {"weights": [1.0]},
         },
+        "bytecodes": {
+            "state/pure_update, jitted, nnx.jit (graph mode)": 12345,
+            "state/pure_update, eager, nnx.jit (graph mode)": 1,
+        }
+        if name > "0.12.6"
+        else {},
     }
 
 
@@ -116,6 +122,9 @@ def test_the_matrix_page():
     text = site_releases.changes_fragment(CONTENT)
     assert "* tree mode: `not there` became `there`" in text
     assert "**0.12.9**, after 0.12.8:\n\n* none of these changed" in text
+    text = site_releases.bytecodes_fragment(CONTENT)
+    assert "| nnx.jit (graph mode) |  | 12,345 | 12,345 |" in text
+    assert text.count("nnx.jit") == 1
     strip = site_releases.strip_fragment("state/a", CONTENT)
     assert 'class="releases bad"' in strip
     assert "- **flax 0.12.9** holds (jax 0.8.1, Python 3.12.1)" in strip
