@@ -1,5 +1,7 @@
 """The checker is tested on broken twins: each must fail and name the right path."""
 
+import inspect
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -273,6 +275,43 @@ def test_a_tolerance_is_for_one_check_only():
     tight = {"outputs": Tolerance("planted", atol=5e-4)}
     fails("outputs", *arguments, checks=["outputs"], tolerance=tight)
     fails("outputs", *arguments, tolerance={"state": Tolerance("planted", atol=1.0)})
+
+
+@pytest.mark.parametrize(
+    ("nnx_value", "holds"), [(-100.9, True), (-99.1, True), (-101.1, False)]
+)
+def test_a_relative_tolerance_is_a_part_of_the_linen_value(nnx_value, holds):
+    tolerance = Tolerance("planted", rtol=0.01)
+    linen, ours = (np.array([value, 1.0]) for value in (-100.0, nnx_value))
+    if holds:
+        parity.assert_equal(linen, ours, tolerance=tolerance)
+    else:
+        with pytest.raises(ParityError, match=r"1 of 2 values differ by up to 1\.1 at"):
+            parity.assert_equal(linen, ours, tolerance=tolerance)
+
+
+def test_gradients_are_of_a_random_linear_function_of_the_output():
+    """A constant does not move them; the same values in another order do."""
+
+    class Shifted(NNXMLP):
+        def __call__(self, x):
+            return super().__call__(x) + 1
+
+    class Reversed(NNXMLP):
+        def __call__(self, x):
+            return super().__call__(x)[:, ::-1]
+
+    parity.assert_parity(*pair(Shifted), X, checks=["gradients"])
+    fails("gradients: ", *pair(Reversed), X, checks=["gradients"])
+
+
+@pytest.mark.parametrize(
+    ("function", "positional"),
+    [(parity.assert_parity, 4), (parity.random_pair, 2), (parity.assert_equal, 2)],
+)
+def test_options_go_by_name(function, positional):
+    kinds = [p.kind for p in inspect.signature(function).parameters.values()]
+    assert {*kinds[positional:]} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize(
