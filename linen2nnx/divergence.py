@@ -4,7 +4,7 @@ Both passes run op by op while every call of a module is recorded: on the Linen 
 `nn.intercept_methods`, on the nnx side by wrapping the methods of the classes that the
 model is made of. Calls are paired by module path, method and count, so that a call that
 is made on one side only shifts no other. A call inside a transform (scan, remat, jit)
-has no values to compare and is left out: the module around the transform stands for it.
+has no values to compare: the module around the transform stands for it.
 """
 
 import functools
@@ -49,6 +49,7 @@ class Call:
         inputs: the arrays in each argument that holds any.
         output: the arrays in what it returned.
         settings: numbers, flags and names that the module or the call was given.
+        seen: whether it has values, which a call inside a transform has not.
     """
 
     path: str
@@ -60,18 +61,20 @@ class Call:
     inputs: dict[str, list[np.ndarray]]
     output: list[np.ndarray]
     settings: dict[str, Any]
+    seen: bool = True
 
     def __str__(self) -> str:
         name = self.path or "the model"
         name += "" if self.method == "__call__" else f".{self.method}"
         count = f", call {self.index + 1}" if self.index else ""
-        return f"{name} ({self.kind}{count})"
+        inside = "" if self.seen else ", inside a transform"
+        return f"{name} ({self.kind}{count}{inside})"
 
     @property
     def is_identity(self) -> bool:
         """Whether it returned its first input, as dropout does in eval mode."""
         first = next(iter(self.inputs.values()), [])
-        return not _compare(first, self.output, None)[1]
+        return self.seen and not _compare(first, self.output, None)[1]
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,7 @@ def first_divergence(
         tolerance: how far inputs and outputs may differ; None is exact.
     """
     pairs = _pairs(linen_calls, nnx_calls, rename or {})
+    pairs = [(linen, nnx) for linen, nnx in pairs if linen.seen and nnx.seen]
     partner = {id(linen): nnx for linen, nnx in pairs}
     linen_only = [call for call in linen_calls if id(call) not in partner]
     paired = {id(nnx) for _, nnx in pairs}
@@ -288,8 +292,11 @@ def first_divergence(
     nnx_call: Call | None = None
     if first is not None:
         linen, nnx_call = first.linen, first.nnx
-        skipped = _between(linen_only, previous[0], first.times[0])
-        added = _between(nnx_only, previous[1], first.times[1])
+        skipped = _between(linen_calls, linen_only, previous[0], first.times[0])
+        added = _between(nnx_calls, nnx_only, previous[1], first.times[1])
+        if first.what == "output":  # of the module that stands for what is inside
+            skipped = [call for call in skipped if call.seen]
+            added = [call for call in added if call.seen]
         if skipped or added:
             linen, nnx_call = next(iter(skipped), None), next(iter(added), None)
             if skipped and added:
@@ -367,9 +374,8 @@ class _Recorder:
         finally:
             self._open.pop()
         leaves = jax.tree.leaves((args, kwargs, output))
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-            return output
-        given = signature.bind(*args, **kwargs).arguments
+        seen = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        given = signature.bind(*args, **kwargs).arguments if seen else {}
         arrays = {name: _arrays(value) for name, value in given.items()}
         call = Call(
             path=path,
@@ -379,8 +385,9 @@ class _Recorder:
             start=start,
             end=next(self._clock),
             inputs={name: values for name, values in arrays.items() if values},
-            output=_arrays(output),
+            output=_arrays(output) if seen else [],
             settings=settings | _settings(given),
+            seen=seen,
         )
         self._counts[path, method] += 1
         self._calls.append(call)
@@ -422,8 +429,9 @@ class _Event:
 
 
 def _is_recorded(method: str) -> bool:
-    public = not method.startswith("_") and method != "setup"
-    return method == "__call__" or public
+    if method.startswith("_"):
+        return method == "__call__"
+    return method not in ("setup", "initialize_carry")  # no interceptor sees the latter
 
 
 def _arrays(value: Any) -> list[np.ndarray]:
@@ -516,12 +524,23 @@ def _compare(
     return max(wrong, key=lambda item: item[0], default=(0.0, ""))
 
 
-def _between(calls: Iterable[Call], start: int, end: int) -> list[Call]:
-    """Calls that begin and end between two times, and change something."""
+def _between(
+    calls: Sequence[Call], unpaired: Iterable[Call], start: int, end: int
+) -> list[Call]:
+    """Calls that begin and end between two times, and change something.
+
+    A method that a module calls on itself is part of the call around it.
+    """
     return [
         call
-        for call in calls
+        for call in unpaired
         if start < call.start and call.end < end and not call.is_identity
+        if not any(
+            other.path == call.path
+            and other.start < call.start
+            and call.end < other.end
+            for other in calls
+        )
     ]
 
 
@@ -552,6 +571,9 @@ def _hints(
             f"its input already differs, so look in {parent}, {after}: an activation, "
             "a reshape, a residual or a mask between two modules"
         )
+        around = next((n for c, n in pairs if c is parent), None)
+        if around is not None:
+            yield from _missing_arguments(parent, around)
         ours, theirs = first.arrays()
         if all(_same_values(a, b) for a, b in zip(ours, theirs)):
             yield "the input has the same values in another order: a transpose?"
@@ -563,16 +585,20 @@ def _hints(
             f"every call inside it matches, the last is {last}: what differs is its "
             "own code after that"
         )
-    _, ours_only, theirs_only = _arguments(linen, nnx_call)
-    for side, names in (("Linen", ours_only), ("nnx", theirs_only)):
-        for name in names:
-            yield f"{name} is given in {side} only"
+    yield from _missing_arguments(linen, nnx_call)
     for name, ours in linen.settings.items():
         theirs = nnx_call.settings.get(name, ours)
         if ours != theirs:
             mode = name in MODES
             advice = "; nnx_model.train() and .eval() set the mode" if mode else ""
             yield f"{name} is {ours} in Linen and {theirs} in nnx{advice}"
+
+
+def _missing_arguments(linen: Call, nnx_call: Call) -> Iterator[str]:
+    _, ours_only, theirs_only = _arguments(linen, nnx_call)
+    for side, names in (("Linen", ours_only), ("nnx", theirs_only)):
+        for name in names:
+            yield f"{name} of {linen} is given in {side} only"
 
 
 def _same_values(a: np.ndarray, b: np.ndarray) -> bool:
