@@ -3,19 +3,23 @@
 `assert_parity` runs both sides on the same inputs from the same values and compares, in
 the order in which one difference causes the next: structure, edit, outputs, state,
 gradients, optimizer step, round trip. The first of these that differs is raised as a
-`ParityError` that lists every differing leaf by path.
+`ParityError` that lists every differing leaf by path, and the first module that
+diverges. `compare` returns the same as a report, for a notebook.
 
 Comparison is exact. A tolerance is given for one check and states its cause.
 """
 
 import contextlib
+import dataclasses
 import inspect
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,9 +28,30 @@ import optax
 from flax import nnx
 from flax.core import FrozenDict, freeze
 from jax.typing import DTypeLike
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
+from linen2nnx import divergence as modules
 from linen2nnx import mapping
+from linen2nnx import randomness as keys
+from linen2nnx.differences import Tolerance, difference, is_float, leaves
+from linen2nnx.divergence import Divergence
 from linen2nnx.mapping import Variables
+
+__all__ = [
+    "CHECKS",
+    "Edit",
+    "ParityError",
+    "Report",
+    "Row",
+    "Tolerance",
+    "assert_equal",
+    "assert_parity",
+    "compare",
+    "random_pair",
+    "recording",
+]
 
 CHECKS = (
     "structure",
@@ -37,35 +62,30 @@ CHECKS = (
     "optimizer step",
     "round trip",
 )
-
-
-class ParityError(AssertionError):
-    """The two sides differ."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far one check may differ, and why: `|linen - nnx| <= atol + rtol * |linen|`.
-
-    Raises:
-        ValueError: if a bound is negative or not finite, or the cause is empty.
-
-    Example:
-        >>> Tolerance("the two sums run in a different order", atol=1e-6).atol
-        1e-06
-    """
-
-    cause: str
-    atol: float = 0.0
-    rtol: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("atol", "rtol"):
-            bound = getattr(self, name)
-            if not (math.isfinite(bound) and bound >= 0):
-                raise ValueError(f"{name} is {bound!r}; it takes a number from 0 up")
-        if not self.cause.strip():
-            raise ValueError("cause is empty; it takes the reason for the tolerance")
+ADVICE = {  # what to do about an error of the Linen side
+    flax.errors.InvalidRngError: (
+        "The Linen side draws random numbers. Set its mode, such as "
+        "linen_kwargs={'train': False}, or give randomness='same keys'."
+    ),
+    flax.errors.ModifyScopeVariableError: (
+        "The Linen side updates a collection that variables do not hold; those that "
+        "they hold, params apart, may be updated. module.init gives them all."
+    ),
+    flax.errors.CallCompactUnboundModuleError: (
+        "A function as linen_module takes (variables, *inputs) and calls "
+        "module.apply(variables, *inputs)."
+    ),
+    flax.errors.CallSetupUnboundModuleError: (
+        "A function as linen_module takes (variables, *inputs) and calls "
+        "module.apply(variables, *inputs)."
+    ),
+    flax.errors.ScopeParamNotFoundError: (
+        "These variables are not those of this module; module.init gives some that are."
+    ),
+    flax.errors.ScopeParamShapeError: (
+        "These variables are not those of this module on these inputs."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -113,14 +133,89 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of one comparison."""
+    """All rows of one comparison, and the first check that differs.
+
+    `print` shows it as text, a notebook as a table, and `rich.print` in colour.
+
+    Attributes:
+        rows: a row for each leaf of each check that was made.
+        checks: those that were to be made, in order.
+        failed: the check that differs; those after it were not made. Empty if none.
+        failure: what differs, in words; empty likewise.
+        divergence: the first module that diverges; None if no check of numbers differs.
+        randomness: how random numbers were dealt with.
+        jit: whether both sides ran under `jax.jit`.
+        tolerance: by the name of a check.
+    """
 
     rows: list[Row] = field(default_factory=list)
+    checks: tuple[str, ...] = ()
+    failed: str = ""
+    failure: str = ""
+    divergence: Divergence | None = None
+    randomness: str = "deterministic"
+    jit: bool = False
+    tolerance: Mapping[str, Tolerance] = field(default_factory=dict)
 
     @property
     def largest_difference(self) -> float:
         """The largest difference of any row, nan if any is nan, 0.0 without rows."""
         return float(np.max([row.difference for row in self.rows], initial=0.0))
+
+    def __rich__(self) -> Group:
+        how = "under jax.jit" if self.jit else "op by op"
+        title = f"both sides {how}, randomness: {self.randomness}"
+        table = Table(title=title, title_justify="left")
+        table.add_column("check", no_wrap=True)
+        table.add_column("leaves", justify="right")
+        table.add_column("largest difference", justify="right")
+        table.add_column("verdict")
+        for check in self.checks:
+            rows = [row for row in self.rows if row.check == check]
+            largest = Report(rows).largest_difference
+            table.add_row(
+                check,
+                str(len(rows)) if rows else "",
+                ("none" if largest == 0 else f"{largest:.3g}") if rows else "",
+                self._verdict(check, rows),
+            )
+        if self.failed:
+            return Group(table, Text(self.failure))
+        return Group(table, Text("the same in every check", style="bold green"))
+
+    def _verdict(self, check: str, rows: Sequence[Row]) -> Text:
+        if check == self.failed:
+            return Text("differs", style="bold red")
+        after = self.checks.index(check) > self.checks.index(self.failed or check)
+        if after or not rows:
+            return Text("not reached" if after else "no leaves", style="dim")
+        if self.randomness == "statistics" and check == "outputs":
+            return Text("same within six standard errors", style="green")
+        if check in self.tolerance and any(row.difference for row in rows):
+            cause = self.tolerance[check].cause
+            return Text(f"within its tolerance: {cause}", style="green")
+        return Text("same", style="green")
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=100, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), width=100, record=True)
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+class ParityError(AssertionError):
+    """The two sides differ.
+
+    Attributes:
+        report: of the comparison; empty where only two pytrees were compared.
+    """
+
+    report = Report()
 
 
 _recordings: ContextVar[tuple[list[Row], ...]] = ContextVar("recordings", default=())
@@ -166,34 +261,39 @@ def assert_equal(
         >>> assert_equal({"a": np.ones(2)}, {"a": np.ones(2)}).largest_difference
         0.0
     """
-    linen_leaves, nnx_leaves = _leaves(linen), _leaves(nnx)
+    linen_leaves, nnx_leaves = leaves(linen), leaves(nnx)
     rows = []
     for path, leaf in (nnx_leaves | linen_leaves).items():
         ours, theirs = linen_leaves.get(path), nnx_leaves.get(path)
-        difference, note = _difference(ours, theirs, tolerance)
+        size, note = difference(ours, theirs, tolerance)
         name = path or check
-        rows.append(Row(check, name, leaf.shape, str(leaf.dtype), difference, note))
+        rows.append(Row(check, name, leaf.shape, str(leaf.dtype), size, note))
+    _record(rows)
+    return Report(rows)
+
+
+def _record(rows: list[Row]) -> None:
+    """Add rows of one check to every recording; raise if any differs."""
     for recorded in _recordings.get():
         recorded.extend(rows)
     wrong = [row for row in rows if row.note]
     if wrong:
-        lines = [
-            f"{check}: {len(wrong)} of {len(rows)} leaves differ",
-            *map(str, wrong),
-        ]
-        raise ParityError("\n    ".join(lines))
-    return Report(rows)
+        head = f"{wrong[0].check}: {len(wrong)} of {len(rows)} leaves differ"
+        raise ParityError("\n    ".join([head, *map(str, wrong)]))
 
 
 def assert_parity(
     linen_module: nn.Module | Callable[..., Any],
-    variables: Variables,
+    variables: Variables | None,
     nnx_model: nnx.Module,
     *inputs: Any,
+    linen_kwargs: Mapping[str, Any] | None = None,
+    nnx_kwargs: Mapping[str, Any] | None = None,
     edit: Edit | None = None,
     call: Callable[..., Any] | None = None,
     rename: Mapping[str, str] | None = None,
     jit: bool = False,
+    randomness: str = "deterministic",
     optimizer: optax.GradientTransformation | None = None,
     checks: Sequence[str] = CHECKS,
     tolerance: Mapping[str, Tolerance] | None = None,
@@ -207,14 +307,24 @@ def assert_parity(
     Args:
         linen_module: a Linen module, or a function `(variables, *inputs) -> output`. A
             module may update all its collections but `params`.
-        variables: its variables; `random_pair` makes every leaf of both sides random.
-        nnx_model: the nnx model, which must hold the same values. It is not changed.
+        variables: its variables, such as a checkpoint. None makes every leaf of both
+            sides random, as `random_pair` does.
+        nnx_model: the nnx model, in the mode to be compared (a new one is in train
+            mode). It is not changed. With `variables` it must hold the same values; one
+            from `nnx.eval_shape` holds none and takes those.
         *inputs: what both sides are called with, arrays or pytrees of arrays.
+        linen_kwargs: keyword inputs of the Linen side, such as `{"train": False}`.
+        nnx_kwargs: likewise of the nnx side. Under `jit`, arrays are traced and all
+            else is static.
         edit: a change to make to both sides first.
         call: how to call the model, `(model, *inputs) -> output`; None calls it as
             `model(*inputs)`.
         rename: as for `linen2nnx.mapping.table`.
         jit: whether both sides run under `jax.jit`, or both run op by op.
+        randomness: "deterministic" lets neither side draw random numbers that matter;
+            random keys among the inputs are inputs as any other. "same keys" makes the
+            n-th key that either side draws the same. "statistics" compares mean and
+            variance of the outputs over 1000 draws, and neither state nor gradients.
         optimizer: makes the optimizer step; None is SGD with momentum.
         checks: which of `CHECKS` to make.
         tolerance: by the name of a check; all other checks are exact.
@@ -223,79 +333,104 @@ def assert_parity(
         A report with a row for every leaf of every check.
 
     Raises:
-        ParityError: at the first check that differs, listing every leaf that does.
-        ValueError: if `checks` or `tolerance` names no check, if a starting value is
-            nan, or if a path in `edit.changes` is no leaf and no module.
+        ParityError: at the first check that differs, listing every leaf that does and
+            the first module that diverges. Its `report` has the rows.
+        TypeError: if the sides are swapped or classes, or do not take these inputs.
+        ValueError: if `checks`, `tolerance` or `randomness` names nothing known, if
+            `variables` are empty, without collections or nan, if the output is nan
+            throughout, or if a path in `edit.changes` is no leaf and no module.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (3,))
-        >>> module = nn.Dense(2)
-        >>> variables, model = random_pair(
-        ...     jax.eval_shape(module.init, jax.random.key(0), x),
-        ...     nnx.eval_shape(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0))),
-        ... )
-        >>> assert_parity(module, variables, model, x).largest_difference
+        >>> model = nnx.eval_shape(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+        >>> assert_parity(nn.Dense(2), None, model, x).largest_difference
         0.0
     """
     tolerance = dict(tolerance or {})
     for name in (*checks, *tolerance):
         if name not in CHECKS:
             raise ValueError(f"check is {name!r}; it takes one of {', '.join(CHECKS)}")
-    rows: list[Row] = []
-
-    def compare(check: str, linen: Any, state: Any, part: str = "") -> None:
-        """`state` is nnx state to be read as Linen variables like `linen`."""
-        try:
-            values = mapping.to_linen(state, linen, rename=rename)
-        except mapping.MappingError as error:
-            raise ParityError(f"{check}: {part}{error}") from error
-        compare_trees(check, linen, values, part)
-
-    def compare_trees(check: str, linen: Any, nnx: Any, part: str = "") -> None:
-        if part:
-            linen, nnx = {part: linen}, {part: nnx}
-        report = assert_equal(linen, nnx, check=check, tolerance=tolerance.get(check))
-        rows.extend(report.rows)
-
-    if "structure" in checks:
-        compare("structure", variables, nnx.state(nnx_model))
-    for path, leaf in mapping.flatten(variables).items():
-        if _is_float(leaf) and np.isnan(np.asarray(leaf)).any():
-            raise ValueError(f"{path} holds nan; parity takes values that are not nan")
-
-    maybe_jit: Callable[..., Any] = jax.jit if jit else lambda function: function
-    graphdef, state = nnx.split(nnx_model)
-    linen_edited, nnx_graphdef, nnx_edited = variables, graphdef, state
-    if edit is not None:
-        linen_edited, linen_source = maybe_jit(_linen_edit(edit))(variables)
-        nnx_graphdef, nnx_edited, nnx_source = maybe_jit(_nnx_edit(edit, graphdef))(
-            state
-        )
-        if "edit" in checks:
-            compare("edit", linen_edited, nnx_edited)
-            _assert_changes(variables, linen_edited, edit.changes)
-            _assert_untouched(variables, linen_source)
-            if nnx_source is not None:
-                compare("edit", variables, nnx_source, "source of the edit")
-
-    optimizer = optimizer or optax.sgd(0.1, momentum=0.9)
-    run_linen = maybe_jit(_linen_program(linen_module, edit, optimizer, checks))
-    run_nnx = maybe_jit(
-        _nnx_program(graphdef, nnx_graphdef, edit, call, optimizer, checks)
+    if randomness not in keys.KINDS:
+        kinds = ", ".join(keys.KINDS)
+        raise ValueError(f"randomness is {randomness!r}; it takes one of {kinds}")
+    linen_arguments = _Arguments(inputs, linen_kwargs or {})
+    nnx_arguments = _Arguments(inputs, nnx_kwargs or {})
+    _refuse_wrong_sides(linen_module, variables, nnx_model)
+    if isinstance(linen_module, nn.Module):
+        _refuse_wrong_inputs("Linen", linen_module, linen_arguments)
+    if call is None:
+        _refuse_wrong_inputs("nnx", nnx_model, nnx_arguments)
+    comparison = _Comparison(
+        apply=_linen_apply(linen_module, linen_arguments, randomness),
+        call=_nnx_call(call, nnx_arguments, randomness),
+        linen_arrays=linen_arguments.arrays,
+        nnx_arrays=nnx_arguments.arrays,
+        edit=edit,
+        rename=rename or {},
+        jit=jit,
+        optimizer=optimizer or optax.sgd(0.1, momentum=0.9),
+        checks=[
+            check
+            for check in CHECKS
+            if check in checks
+            and (check != "edit" or edit is not None)
+            and (randomness != "statistics" or check not in keys.NOT_IN_STATISTICS)
+        ],
+        tolerance=tolerance,
+        statistics=randomness == "statistics",
     )
-    linen = run_linen(variables, linen_edited, *inputs)
-    ours = run_nnx(state, nnx_edited, *inputs)
-    if "outputs" in checks:
-        compare_trees("outputs", linen["output"], ours["output"])
-    if "state" in checks:
-        compare("state", linen["state"], ours["state"])
-    for check in ("gradients", "optimizer step"):
-        for part, values in linen.get(check, {}).items() if check in checks else ():
-            compare(check, values, ours[check][part], part)
-    if "round trip" in checks:
-        back = mapping.to_nnx(variables, state, rename=rename)
-        compare_trees("round trip", _plain(state), _plain(back))
-    return Report(rows)
+
+    def report(**of_failure: Any) -> Report:
+        return Report(
+            rows=rows,
+            checks=tuple(comparison.checks),
+            randomness=randomness,
+            jit=jit,
+            tolerance=tolerance,
+            **of_failure,
+        )
+
+    with recording() as rows:
+        try:
+            try:
+                variables, nnx_model = _with_values(
+                    linen_module, variables, nnx_model, linen_arguments, rename
+                )
+            except mapping.MappingError as error:
+                raise ParityError(f"structure: {error}") from error
+            comparison.run(variables, nnx_model)
+        except ParityError as error:
+            found = comparison.divergence(rows)
+            message = f"{error}\n{found}" if found else str(error)
+            error.args = (message,)
+            error.report = report(
+                failed=comparison.check, failure=message, divergence=found
+            )
+            raise
+    return report()
+
+
+def compare(*arguments: Any, **keywords: Any) -> Report:
+    """Compare as `assert_parity` does, and return the report also where it differs.
+
+    Args:
+        *arguments: those of `assert_parity`.
+        **keywords: likewise.
+
+    Raises:
+        TypeError: as `assert_parity` does.
+        ValueError: likewise.
+
+    Example:
+        >>> model = nnx.eval_shape(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+        >>> report = compare(nn.Dense(2), None, model, np.arange(3.0, dtype="float32"))
+        >>> report.failed
+        ''
+    """
+    try:
+        return assert_parity(*arguments, **keywords)
+    except ParityError as error:
+        return error.report
 
 
 def random_pair(
@@ -328,11 +463,11 @@ def random_pair(
     rng = np.random.default_rng(seed)
 
     def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-        cast = dtype is not None and _is_float(leaf)
+        cast = dtype is not None and is_float(leaf)
         return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype)
 
     def draw(path: Any, leaf: Any) -> jax.Array:
-        if not _is_float(leaf):
+        if not is_float(leaf):
             values = rng.integers(0, 10, leaf.shape)
         elif path[0].key == "params":
             values = rng.standard_normal(leaf.shape)
@@ -355,6 +490,376 @@ def random_pair(
     rng_state, state = nnx.split_state(state, nnx.RngState, ...)
     state = mapping.to_nnx(variables, jax.tree.map(abstract, state), rename=rename)
     return variables, nnx.merge(graphdef, jax.tree.map(seed_rng, rng_state), state)
+
+
+class _Arguments:
+    """What one side is called with: `jit` traces the arrays and leaves the rest."""
+
+    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        found, self._treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
+        self.arrays = [leaf for leaf in found if hasattr(leaf, "dtype")]
+        self._rest = [None if hasattr(leaf, "dtype") else leaf for leaf in found]
+
+    def filled(self, arrays: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        remaining = iter(arrays)
+        found = [next(remaining) if leaf is None else leaf for leaf in self._rest]
+        return jax.tree.unflatten(self._treedef, found)
+
+
+def _refuse_wrong_sides(
+    linen_module: Any, variables: Variables | None, nnx_model: Any
+) -> None:
+    for name, given in (("linen_module", linen_module), ("nnx_model", nnx_model)):
+        if isinstance(given, type):
+            it = given.__name__
+            raise TypeError(f"{name} is the class {it}; it takes a model, {it}(...)")
+    if isinstance(linen_module, nnx.Module) or isinstance(nnx_model, nn.Module):
+        raise TypeError(
+            f"linen_module is a {type(linen_module).__name__} and nnx_model a "
+            f"{type(nnx_model).__name__}; the order is Linen, variables, nnx"
+        )
+    if variables is None:
+        if not isinstance(linen_module, nn.Module):
+            raise TypeError(
+                "variables is None, which takes a Linen module that says their shapes; "
+                "linen_module is a function"
+            )
+        return
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            f"variables is {type(variables).__name__}; it takes a dict by collection, "
+            "or None for random values"
+        )
+    has_params = bool(jax.tree.leaves(nnx.state(nnx_model, nnx.Param)))
+    if has_params and not variables:
+        raise ValueError(
+            "variables is empty; it takes what module.init returns, a checkpoint, or "
+            "None for random values"
+        )
+    names = {nnx.variable_name_from_type(kind) for kind in _COLLECTIONS}
+    if has_params and not names & {*variables}:
+        raise ValueError(
+            f"variables has the keys {', '.join(map(repr, variables))} and no "
+            "collection such as 'params'; if these are the params, it takes "
+            "{'params': ...}"
+        )
+
+
+_COLLECTIONS = (nnx.Param, nnx.BatchStat, nnx.Cache, nnx.Intermediate)
+
+
+def _refuse_wrong_inputs(side: str, module: Any, arguments: _Arguments) -> None:
+    if not hasattr(module, "__call__"):  # noqa: B004 - a model with other methods only
+        raise TypeError(
+            f"{side} {type(module).__name__} has no __call__; give "
+            "call=lambda model, x: model.method(x)"
+        )
+    args, kwargs = arguments.filled(arguments.arrays)
+    signature = inspect.signature(module.__call__)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [f"{len(args)} inputs", *(f"{name}=" for name in kwargs)]
+        raise TypeError(
+            f"{side} {type(module).__name__} takes {signature} and got "
+            f"{', '.join(given)}: {error}"
+        ) from None
+
+
+def _with_values(
+    linen_module: Any,
+    variables: Variables | None,
+    nnx_model: nnx.Module,
+    arguments: _Arguments,
+    rename: Mapping[str, str] | None,
+) -> tuple[Variables, nnx.Module]:
+    """Random values in both if there are no variables; theirs if the model has none."""
+    if variables is None:
+
+        def init(arrays: Any) -> Any:
+            args, kwargs = arguments.filled(arrays)
+            return linen_module.init(jax.random.key(0), *args, **kwargs)
+
+        return random_pair(
+            jax.eval_shape(init, arguments.arrays), nnx_model, rename=rename
+        )
+    state = jax.tree.leaves(nnx.state(nnx_model))
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in state):
+        return variables, nnx_model
+    _, seeded = random_pair(variables, nnx_model, rename=rename)
+    return variables, mapping.to_nnx(variables, seeded, rename=rename)
+
+
+def _linen_apply(
+    module: nn.Module | Callable[..., Any], arguments: _Arguments, randomness: str
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Variables and arrays to the output and the updated variables."""
+
+    def apply(variables: Any, arrays: Any) -> tuple[Any, Any]:
+        args, kwargs = arguments.filled(arrays)
+        with _keys(randomness), _advice():
+            if not isinstance(module, nn.Module):
+                return module(variables, *args, **kwargs), variables
+            mutable = [name for name in variables if name != "params"]
+            output, updated = module.apply(variables, *args, mutable=mutable, **kwargs)
+        return output, _like(variables, {**variables, **updated})
+
+    return apply
+
+
+def _nnx_call(
+    call: Callable[..., Any] | None, arguments: _Arguments, randomness: str
+) -> Callable[[Any, Any], Any]:
+    """Model and arrays to the output; the model is updated."""
+
+    def run(model: Any, arrays: Any) -> Any:
+        args, kwargs = arguments.filled(arrays)
+        with _keys(randomness):
+            if call is not None:
+                return call(model, *args, **kwargs)
+            return model(*args, **kwargs)
+
+    return run
+
+
+def _keys(randomness: str) -> contextlib.AbstractContextManager[None]:
+    if randomness == "same keys":
+        return keys.same_keys(jax.random.key(0))
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _advice() -> Iterator[None]:
+    """Tell what to do about an error of the Linen side."""
+    try:
+        yield
+    except flax.errors.FlaxError as error:
+        if advice := ADVICE.get(type(error)):
+            error.add_note(advice)
+        raise
+
+
+@dataclass
+class _Comparison:
+    """The checks of one comparison.
+
+    Attributes:
+        check: the one that is being made.
+    """
+
+    apply: Callable[[Any, Any], tuple[Any, Any]]
+    call: Callable[[Any, Any], Any]
+    linen_arrays: list[Any]
+    nnx_arrays: list[Any]
+    edit: Edit | None
+    rename: Mapping[str, str]
+    jit: bool
+    optimizer: optax.GradientTransformation
+    checks: list[str]
+    tolerance: Mapping[str, Tolerance]
+    statistics: bool
+    check: str = "structure"
+
+    def run(self, variables: Variables, nnx_model: nnx.Module) -> None:
+        """Make the checks in order."""
+        if "structure" in self.checks:
+            self._compare("structure", variables, nnx.state(nnx_model))
+        for path, leaf in mapping.flatten(variables).items():
+            if is_float(leaf) and np.isnan(np.asarray(leaf)).any():
+                raise ValueError(
+                    f"{path} holds nan; parity takes values that are not nan"
+                )
+        maybe_jit: Callable[..., Any] = jax.jit if self.jit else lambda run: run
+        graphdef, state = nnx.split(nnx_model)
+        self.linen_values: Any = variables
+        self.nnx_values: Any = (graphdef, state)
+        if self.edit is not None:
+            edit_linen, edit_nnx = (
+                maybe_jit(_linen_edit(self.edit)),
+                maybe_jit(_nnx_edit(self.edit, graphdef)),
+            )
+            self.linen_values, linen_source = edit_linen(variables)
+            *edited, nnx_source = edit_nnx(state)
+            self.nnx_values = tuple(edited)
+            if "edit" in self.checks:
+                self._compare("edit", self.linen_values, self.nnx_values[1])
+                _assert_changes(variables, self.linen_values, self.edit.changes)
+                _assert_untouched(variables, linen_source)
+                if nnx_source is not None:
+                    self._compare("edit", variables, nnx_source, "source of the edit")
+        if self.statistics:
+            self._compare_statistics()
+        elif {*self.checks} - {"structure", "edit", "round trip"}:
+            linen = maybe_jit(self._linen_program())(
+                variables, self.linen_values, self.linen_arrays
+            )
+            ours = maybe_jit(self._nnx_program(graphdef, self.nnx_values[0]))(
+                state, self.nnx_values[1], self.nnx_arrays
+            )
+            self._compare_results(linen, ours)
+        if "round trip" in self.checks:
+            back = mapping.to_nnx(variables, state, rename=self.rename)
+            self._compare_trees("round trip", _plain(state), _plain(back))
+
+    def _compare(self, check: str, linen: Any, state: Any, part: str = "") -> None:
+        """`state` is nnx state to be read as Linen variables like `linen`."""
+        self.check = check
+        try:
+            values = mapping.to_linen(state, linen, rename=self.rename)
+        except mapping.MappingError as error:
+            raise ParityError(f"{check}: {part}{error}") from error
+        self._compare_trees(check, linen, values, part)
+
+    def _compare_trees(self, check: str, linen: Any, nnx: Any, part: str = "") -> None:
+        self.check = check
+        if part:
+            linen, nnx = {part: linen}, {part: nnx}
+        assert_equal(linen, nnx, check=check, tolerance=self.tolerance.get(check))
+
+    def _compare_results(self, linen: dict[str, Any], ours: dict[str, Any]) -> None:
+        if "outputs" in self.checks:
+            self._compare_trees("outputs", linen["output"], ours["output"])
+            for path, leaf in leaves(linen["output"]).items():
+                if leaf.size and is_float(leaf) and np.isnan(leaf).all():
+                    raise ValueError(
+                        f"the output {path} is nan throughout on both sides, which "
+                        "shows nothing; parity takes inputs that give numbers"
+                    )
+        if "state" in self.checks:
+            self._compare("state", linen["state"], ours["state"])
+        for check in ("gradients", "optimizer step"):
+            parts = linen.get(check, {}) if check in self.checks else {}
+            for part, values in parts.items():
+                self._compare(check, values, ours[check][part], part)
+
+    def _compare_statistics(self) -> None:
+        if "outputs" not in self.checks:
+            return
+        self.check = "outputs"
+        graphdef, state = self.nnx_values
+        found = keys.compare_statistics(
+            lambda: self.apply(self.linen_values, self.linen_arrays)[0],
+            lambda: self.call(nnx.merge(graphdef, _snapshot(state)), self.nnx_arrays),
+        )
+        _record(
+            [
+                Row("outputs", name, value.shape, str(value.dtype), size, note)
+                for name, value, size, note in found
+            ]
+        )
+
+    def divergence(self, rows: Sequence[Row]) -> Divergence | None:
+        """Where the two forward passes first differ, once a check has found that."""
+        if self.statistics or self.check in ("structure", "edit", "round trip"):
+            return None
+        graphdef, state = self.nnx_values
+        model = nnx.merge(graphdef, _snapshot(state))
+        linen_calls = modules.record_linen(
+            lambda: self.apply(self.linen_values, self.linen_arrays)
+        )
+        with keys.counted() as drawn:
+            nnx_calls = modules.record_nnx(
+                model, lambda: self.call(model, self.nnx_arrays)
+            )
+        found = modules.first_divergence(
+            linen_calls,
+            nnx_calls,
+            rename=self.rename,
+            tolerance=self.tolerance.get("outputs"),
+        )
+        hints = [*found.hints]
+        wrong = [row.path for row in rows if row.check == self.check and row.note]
+        if drawn and found.found:
+            hints.append(
+                f"the nnx model drew {len(drawn)} random keys; nnx_model.eval() turns "
+                "dropout off, and randomness='same keys' gives both sides the same"
+            )
+        if self.check == "outputs" and not found.found:
+            if self.jit:
+                hints.append("run op by op both are equal: it arises under jax.jit")
+            elif found.compared:
+                hints.append("the output is changed after the last of these calls")
+        if self.check == "state" and not found.found:
+            names = dict.fromkeys(_module(path, 1) for path in wrong)
+            hints.append(f"what is kept differs, in {', '.join(names)}")
+        if self.check == "gradients" and not found.found:
+            hints += _gradient_hints({_module(path, 2) for path in wrong}, linen_calls)
+        if self.check == "optimizer step" and "gradients" in self.checks:
+            hints.append("the gradients match: what the optimizer updates differs")
+        return dataclasses.replace(found, hints=tuple(hints))
+
+    def _linen_program(self) -> Callable[..., dict[str, Any]]:
+        """Everything that the Linen side computes, as one function to be jitted."""
+
+        def run(variables: Any, edited: Any, arrays: Any) -> dict[str, Any]:
+            def loss(edited: Any) -> Any:
+                return _loss(self.apply(edited, arrays)[0])
+
+            output, state = self.apply(edited, arrays)
+            result = {"output": output, "state": state}
+            if not {"gradients", "optimizer step"} & {*self.checks}:
+                return result
+            gradients = {"model": _gradients(loss, edited)}
+            if (edit := self.edit) is not None:
+                through = _gradients(lambda start: loss(edit.linen(start)), variables)
+                gradients["before the edit"] = through
+            result["gradients"] = gradients
+            if "optimizer step" in self.checks and "params" in edited:
+                params, of_params = edited["params"], gradients["model"]["params"]
+                start = self.optimizer.init(params)
+                updates, _ = self.optimizer.update(of_params, start, params)
+                stepped = {**edited, "params": optax.apply_updates(params, updates)}
+                result["optimizer step"] = {"model": _like(edited, stepped)}
+            return result
+
+        return run
+
+    def _nnx_program(
+        self, graphdef: Any, edited_graphdef: Any
+    ) -> Callable[..., dict[str, Any]]:
+        """Everything that the nnx side computes, as one function to be jitted."""
+
+        def run(state: Any, edited: Any, arrays: Any) -> dict[str, Any]:
+            def loss(edited: Any) -> Any:
+                model = nnx.merge(edited_graphdef, _snapshot(edited))
+                return _loss(self.call(model, arrays))
+
+            model = nnx.merge(edited_graphdef, _snapshot(edited))
+            output = self.call(model, arrays)
+            result = {"output": output, "state": _state(model)}
+            if not {"gradients", "optimizer step"} & {*self.checks}:
+                return result
+            gradients = {"model": _gradients(loss, edited)}
+            if self.edit is not None:
+                make = _nnx_edit(self.edit, graphdef)
+                through = _gradients(lambda start: loss(make(start)[1]), state)
+                gradients["before the edit"] = through
+            result["gradients"] = gradients
+            if "optimizer step" in self.checks:
+                model = nnx.merge(edited_graphdef, _snapshot(edited))
+                of_params = nnx.filter_state(gradients["model"], nnx.Param)
+                _optimizer_step(model, self.optimizer, of_params)
+                result["optimizer step"] = {"model": _state(model)}
+            return result
+
+        return run
+
+
+def _module(path: str, prefix: int) -> str:
+    """`model/params/layers_0/kernel` without its prefix is of module `layers_0`."""
+    return "/".join(path.split("/")[prefix:-1]) or "the model"
+
+
+def _gradient_hints(differing: set[str], calls: Sequence[modules.Call]) -> list[str]:
+    found = modules.last_before_match(differing, calls)
+    if found is None:
+        return []
+    last, following = found
+    between = f", or between it and {following}, called next" if following else ""
+    return [
+        f"gradients flow from the last call to the first, and {last} is called last of "
+        f"the modules whose gradients differ: look there{between}"
+    ]
 
 
 def _linen_edit(edit: Edit) -> Callable[[Any], Any]:
@@ -380,80 +885,6 @@ def _nnx_edit(edit: Edit, graphdef: Any) -> Callable[[Any], Any]:
     return run
 
 
-def _linen_program(
-    module: nn.Module | Callable[..., Any],
-    edit: Edit | None,
-    optimizer: optax.GradientTransformation,
-    checks: Sequence[str],
-) -> Callable[..., dict[str, Any]]:
-    """Everything that the Linen side computes, as one function to be jitted."""
-
-    def apply(variables: Any, *inputs: Any) -> tuple[Any, Any]:
-        if not isinstance(module, nn.Module):
-            return module(variables, *inputs), variables
-        mutable = [name for name in variables if name != "params"]
-        output, updated = module.apply(variables, *inputs, mutable=mutable)
-        return output, _like(variables, {**variables, **updated})
-
-    def run(variables: Any, edited: Any, *inputs: Any) -> dict[str, Any]:
-        def loss(edited: Any) -> Any:
-            return _loss(apply(edited, *inputs)[0])
-
-        output, state = apply(edited, *inputs)
-        result = {"output": output, "state": state}
-        if not {"gradients", "optimizer step"} & {*checks}:
-            return result
-        gradients = {"model": _gradients(loss, edited)}
-        if edit is not None:
-            through = _gradients(lambda start: loss(edit.linen(start)), variables)
-            gradients["before the edit"] = through
-        result["gradients"] = gradients
-        if "optimizer step" in checks and "params" in edited:
-            params, of_params = edited["params"], gradients["model"]["params"]
-            updates, _ = optimizer.update(of_params, optimizer.init(params), params)
-            stepped = {**edited, "params": optax.apply_updates(params, updates)}
-            result["optimizer step"] = {"model": _like(edited, stepped)}
-        return result
-
-    return run
-
-
-def _nnx_program(
-    graphdef: Any,
-    edited_graphdef: Any,
-    edit: Edit | None,
-    call: Callable[..., Any] | None,
-    optimizer: optax.GradientTransformation,
-    checks: Sequence[str],
-) -> Callable[..., dict[str, Any]]:
-    """Everything that the nnx side computes, as one function to be jitted."""
-    call = call or (lambda model, *inputs: model(*inputs))
-
-    def run(state: Any, edited: Any, *inputs: Any) -> dict[str, Any]:
-        def loss(edited: Any) -> Any:
-            return _loss(call(nnx.merge(edited_graphdef, _snapshot(edited)), *inputs))
-
-        model = nnx.merge(edited_graphdef, _snapshot(edited))
-        output = call(model, *inputs)
-        result = {"output": output, "state": _state(model)}
-        if not {"gradients", "optimizer step"} & {*checks}:
-            return result
-        gradients = {"model": _gradients(loss, edited)}
-        if edit is not None:
-            make = _nnx_edit(edit, graphdef)
-            through = _gradients(lambda start: loss(make(start)[1]), state)
-            gradients["before the edit"] = through
-        result["gradients"] = gradients
-        if "optimizer step" in checks:
-            model = nnx.merge(edited_graphdef, _snapshot(edited))
-            of_params = nnx.filter_state(gradients["model"], nnx.Param)
-            _optimizer_step(model, optimizer, of_params)
-            result["optimizer step"] = {"model": _state(model)}
-        return result
-
-    return run
-
-
 def _optimizer_step(
     model: nnx.Module, optimizer: optax.GradientTransformation, gradients: Any
 ) -> None:
@@ -467,7 +898,7 @@ def _optimizer_step(
 def _gradients(loss: Callable[[Any], Any], tree: Any) -> Any:
     """The gradient for every floating leaf of `tree`; other leaves as they are."""
     leaves, treedef = jax.tree.flatten(tree)
-    floating = [_is_float(leaf) for leaf in leaves]
+    floating = [is_float(leaf) for leaf in leaves]
 
     def loss_of(values: list[Any]) -> Any:
         remaining = iter(values)
@@ -485,7 +916,7 @@ def _loss(output: Any) -> Any:
     rng = np.random.default_rng(0)
     total = jnp.float32(0)
     for leaf in jax.tree.leaves(output):
-        if _is_float(leaf):
+        if is_float(leaf):
             weights = rng.standard_normal(leaf.shape).astype(np.float32)
             total += jnp.sum(weights * leaf.astype(jnp.float32))
     return total
@@ -495,10 +926,10 @@ def _assert_changes(
     before: Variables, after: Variables, changes: Sequence[str]
 ) -> None:
     """Leaves under `changes` changed; every other leaf is bit-identical."""
-    old, new = _leaves(before), _leaves(after)
+    old, new = leaves(before), leaves(after)
     wrong = []
     for path in old | new:
-        changed = bool(_difference(old.get(path), new.get(path), None)[1])
+        changed = bool(difference(old.get(path), new.get(path), None)[1])
         named = any(f"{path}/".startswith(f"{change}/") for change in changes)
         if changed and not named:
             wrong.append(f"{path}: changed, though the edit is not to change it")
@@ -512,58 +943,11 @@ def _assert_changes(
 
 
 def _assert_untouched(before: Variables, after: Variables) -> None:
-    old, new = _leaves(before), _leaves(after)
-    wrong = [p for p in old | new if _difference(old.get(p), new.get(p), None)[1]]
+    old, new = leaves(before), leaves(after)
+    wrong = [p for p in old | new if difference(old.get(p), new.get(p), None)[1]]
     if wrong:
         lines = ["edit: the Linen edit changed its own source", *wrong]
         raise ParityError("\n    ".join(lines))
-
-
-def _difference(
-    linen: np.ndarray | None, nnx: np.ndarray | None, tolerance: Tolerance | None
-) -> tuple[float, str]:
-    """The largest difference of two leaves, and what differs in words or ''."""
-    if linen is None or nnx is None:
-        return math.inf, "only in Linen" if nnx is None else "only in nnx"
-    if linen.shape != nnx.shape or linen.dtype != nnx.dtype:
-        return math.inf, f"nnx has {mapping.describe(nnx)}"
-    if linen.size == 0:
-        return 0.0, ""
-    wide = np.complex128 if linen.dtype.kind == "c" else np.float64
-    a, b = linen.astype(wide), nnx.astype(wide)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        distance = np.where(same, 0.0, np.abs(a - b))
-    largest = float(distance.max())
-    if tolerance is None:
-        bad = ~same | (np.signbit(a.real) != np.signbit(b.real)) & ~np.isnan(a)
-    else:
-        bad = ~same & ~(distance <= tolerance.atol + tolerance.rtol * np.abs(a))
-    if not bad.any():
-        return largest, ""
-    at = np.unravel_index(np.argmax(np.where(bad, distance, -1.0)), a.shape)
-    where = f" at {[int(i) for i in at]}" if at else ""
-    return largest, (
-        f"{int(bad.sum())} of {a.size} values differ by up to {largest:.3g}"
-        f"{where}, Linen {linen[at]}, nnx {nnx[at]}"
-    )
-
-
-def _leaves(tree: Any) -> dict[str, np.ndarray]:
-    """Leaves by path as numpy arrays; a key array as its integers."""
-
-    def to_numpy(leaf: Any) -> np.ndarray:
-        if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf)
-
-    return {path: to_numpy(leaf) for path, leaf in mapping.flatten(tree).items()}
-
-
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def _snapshot(tree: Any) -> Any:

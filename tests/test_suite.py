@@ -154,13 +154,22 @@ def test_an_unclosed_section_is_an_error(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", ["arguments", "mapping", "parity", "suite", "report"]
+    ("module", "examples"),
+    [
+        ("arguments", 4),
+        ("differences", 2),
+        ("divergence", 6),
+        ("mapping", 4),
+        ("parity", 4),
+        ("randomness", 4),
+        ("report", 0),
+        ("suite", 0),
+    ],
 )
-def test_docstring_examples(module):
+def test_docstring_examples(module, examples):
     result = doctest.testmod(importlib.import_module(f"linen2nnx.{module}"))
     assert result.failed == 0
-    if module in ("arguments", "mapping", "parity"):
-        assert result.attempted >= 4
+    assert result.attempted >= examples
 
 
 def test_the_example_of_the_readme_is_the_tested_code():
