@@ -5,13 +5,15 @@ import jax
 
 
 class Classifier(nn.Module):
-    """Two layers with a normalisation between them."""
+    """A convolution, a normalisation, dropout and a linear layer."""
 
     classes: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits of shape (batch, classes)."""
-        x = nn.Dense(8, name="hidden")(x)
-        x = nn.relu(nn.LayerNorm(name="norm")(x))
-        return nn.Dense(self.classes, name="out")(x)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Logits of shape (batch, classes) of images (batch, height, width, 3)."""
+        x = nn.Conv(8, (3, 3))(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.relu(x).mean(axis=(1, 2))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(self.classes)(x)

@@ -1,20 +1,43 @@
 """The port computes what the Linen model computes."""
 
 import jax
-import jax.numpy as jnp
 import model_linen
 import model_nnx
 from flax import nnx
 
 from linen2nnx import parity
 
+IMAGES = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
+RENAME = {"Conv_0": "conv", "BatchNorm_0": "norm", "Dense_0": "out"}
 
-def test_port() -> None:
-    """From the same random values: outputs, gradients and an optimizer step."""
-    module = model_linen.Classifier(3)
-    x = jax.random.normal(jax.random.key(0), (5, 4))
-    variables, model = parity.random_pair(
-        jax.eval_shape(module.init, jax.random.key(0), jnp.ones((5, 4))),
-        nnx.eval_shape(lambda: model_nnx.Classifier(4, 3, rngs=nnx.Rngs(0))),
+
+def port() -> nnx.Module:
+    """The nnx model without values."""
+    return nnx.eval_shape(lambda: model_nnx.Classifier(5, rngs=nnx.Rngs(0)))
+
+
+def test_evaluation() -> None:
+    """Outputs, gradients and an optimizer step, from the same random values."""
+    model = port()
+    model.eval()
+    parity.assert_parity(
+        model_linen.Classifier(5),
+        None,
+        model,
+        IMAGES,
+        linen_kwargs={"train": False},
+        rename=RENAME,
     )
-    parity.assert_parity(module, variables, model, x)
+
+
+def test_training() -> None:
+    """The same, with the same dropout masks, and the statistics after the step."""
+    parity.assert_parity(
+        model_linen.Classifier(5),
+        None,
+        port(),
+        IMAGES,
+        linen_kwargs={"train": True},
+        rename=RENAME,
+        randomness="same keys",
+    )
