@@ -2,10 +2,10 @@
 
 import pytest
 from flax import nnx
-from model_pairs import DEPTH, PAIRS
 
 from linen2nnx import mapping, parity
 from linen2nnx.divergence import linen_path, record_linen, record_nnx
+from tests.model_pairs import DEPTH, PAIRS
 
 CHECKS = {  # gradients cost most and take the same path in both modes
     "graph": {*parity.CHECKS} - {"edit"},

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from model_pairs import PAIRS
 
 from linen2nnx import divergence, parity
+from tests.model_pairs import PAIRS
 
 
 def as_called(module, call, method="__call__"):
