@@ -311,6 +311,107 @@ def _count(problems: list[suite.Problem], json: Path | None, save: bool) -> list
     return []
 
 
+@app.command()
+def compare(
+    linen: Annotated[str, typer.Argument(help="package.module:Model, of Linen.")],
+    nnx: Annotated[str, typer.Argument(help="The same of nnx.")],
+    input_: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            metavar="SPEC",
+            help="What both are called with, in order: float32[8,32], bool[8], "
+            "int32[4,16]<100, x.npy, x.npz, or by keyword: mask=bool[4,16].",
+        ),
+    ],
+    linen_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--linen-kwargs", metavar="NAME=VALUE", help="Such as train=False."
+        ),
+    ] = None,
+    nnx_kwargs: Annotated[
+        list[str] | None,
+        typer.Option("--nnx-kwargs", metavar="NAME=VALUE", help="The same for nnx."),
+    ] = None,
+    eval_: Annotated[
+        bool,
+        typer.Option("--eval", help="Set the nnx model to eval mode; it is in train."),
+    ] = False,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename",
+            metavar="LINEN=NNX",
+            help="Such as Dense_0=hidden, or a JSON file of such pairs.",
+        ),
+    ] = None,
+    variables: Annotated[
+        Path | None,
+        typer.Option(
+            "--variables",
+            metavar="PATH",
+            help="A Linen checkpoint: msgpack, npz, or a folder of orbax. None: random "
+            "values in every leaf.",
+        ),
+    ] = None,
+    checks: Annotated[
+        str | None,
+        typer.Option("--checks", metavar="NAMES", help="Such as outputs,gradients."),
+    ] = None,
+    jit: Annotated[
+        bool, typer.Option("--jit", help="Run both under jax.jit, not op by op.")
+    ] = False,
+    randomness: Annotated[
+        str,
+        typer.Option(
+            "--randomness",
+            metavar="KIND",
+            help="deterministic, same-keys or statistics.",
+        ),
+    ] = "deterministic",
+) -> None:
+    """Compare your Linen model with your port to nnx, from the same values.
+
+    A model is named by package.module:name, found from the current folder: a class, a
+    model, or a function without arguments that makes one; of nnx it may take rngs.
+
+    Exit status: 0 when both compute the same, 1 when they differ, 2 when it could not
+    be told.
+    """
+    from linen2nnx import compare as models
+    from linen2nnx import parity
+
+    names = [name.replace("-", " ") for name in checks.split(",")] if checks else None
+    try:
+        report = models.compare(
+            linen,
+            nnx,
+            inputs=input_,
+            linen_kwargs=linen_kwargs or [],
+            nnx_kwargs=nnx_kwargs or [],
+            rename=rename or [],
+            variables=variables,
+            eval_mode=eval_,
+            checks=names or parity.CHECKS,
+            jit=jit,
+            randomness=randomness.replace("-", " "),
+        )
+    except models.CompareError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+    except Exception as error:  # of the code that is compared
+        first_line = f"{error}".partition("\n")[0]
+        advice = [n for n in getattr(error, "__notes__", ()) if not n.startswith("--")]
+        _fail(" ".join([f"{type(error).__name__}: {first_line}", *advice]))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)
+    console.print(report)
+    raise typer.Exit(1 if report.failed else 0)
+
+
 @app.command("list")
 def list_problems() -> None:
     """List the problems by chapter."""

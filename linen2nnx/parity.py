@@ -400,8 +400,13 @@ def assert_parity(
                 raise ParityError(f"structure: {error}") from error
             comparison.run(variables, nnx_model)
         except ParityError as error:
-            found = comparison.divergence(rows)
-            message = f"{error}\n{found}" if found else str(error)
+            try:
+                found, text = comparison.divergence(rows), None
+            except Exception as other:  # the difference is what counts
+                kind = type(other).__name__
+                found, text = None, f"no module is named: op by op, {kind}: {other}"
+            where = text or str(found or "")
+            message = f"{error}\n{where}".rstrip()
             error.args = (message,)
             error.report = report(
                 failed=comparison.check, failure=message, divergence=found
@@ -671,6 +676,7 @@ class _Comparison:
                 )
         maybe_jit: Callable[..., Any] = jax.jit if self.jit else lambda run: run
         graphdef, state = nnx.split(nnx_model)
+        self.drop_sown = "intermediates" not in variables
         self.linen_values: Any = variables
         self.nnx_values: Any = (graphdef, state)
         if self.edit is not None:
@@ -826,7 +832,8 @@ class _Comparison:
 
             model = nnx.merge(edited_graphdef, _snapshot(edited))
             output = self.call(model, arrays)
-            result = {"output": output, "state": _state(model)}
+            sown = nnx.Intermediate if self.drop_sown else nnx.Nothing()
+            result = {"output": output, "state": _state(model, nnx.Not(sown))}
             if not {"gradients", "optimizer step"} & {*self.checks}:
                 return result
             gradients = {"model": _gradients(loss, edited)}
@@ -955,8 +962,8 @@ def _snapshot(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
-def _state(model: nnx.Module) -> nnx.State:
-    return _snapshot(nnx.state(model))
+def _state(model: nnx.Module, kept: Any = ...) -> nnx.State:
+    return _snapshot(nnx.state(model, kept))
 
 
 def _plain(state: nnx.State) -> Any:

@@ -157,6 +157,7 @@ def test_an_unclosed_section_is_an_error(tmp_path, monkeypatch):
     ("module", "examples"),
     [
         ("arguments", 4),
+        ("compare", 2),
         ("differences", 2),
         ("divergence", 6),
         ("mapping", 4),
