@@ -347,11 +347,12 @@ class _LinenNames:
         rename: Mapping[str, str],
     ) -> None:
         self.model = model
+        self.linen_leaves = linen_leaves
         self.nnx_leaves = nnx_leaves
-        self.linen_paths = {
-            name[: slash.start()]
+        self.linen_starts = {  # of every name, up to an end of a module, list or dict
+            name[: end.start()]
             for name in linen_leaves
-            for slash in re.finditer("/|$", name)
+            for end in re.finditer("[/_]|$", name)
         }
         self.by_target = {
             nnx_path: linen_path for linen_path, nnx_path in rename.items()
@@ -365,7 +366,7 @@ class _LinenNames:
         plain = self.of_path(collection, leaf.keys)
         if leaf.inner:
             return [f"{plain}/{leaf.inner}"]
-        if plain in self.linen_paths or _text(leaf.keys) in self.by_target:
+        if plain in self.linen_leaves or _text(leaf.keys) in self.by_target:
             return [plain]
         match leaf.keys:
             case (*norm, "scales", tuple(inner)):
@@ -389,7 +390,10 @@ class _LinenNames:
             self.used.add(_text(keys[:length]))
             linen_path = self.by_target[_text(keys[:length])]
             name = f"{collection}/{linen_path}"
-            if linen_path.startswith(f"{collection}/") and name not in self.linen_paths:
+            if (
+                linen_path.startswith(f"{collection}/")
+                and name not in self.linen_starts
+            ):
                 name = linen_path
         for at in range(length, len(keys)):
             key = _text(keys[at : at + 1])
@@ -398,8 +402,8 @@ class _LinenNames:
             )
             below, joined = f"{name}/{below}", f"{name}_{key}"
             is_item = key.isdigit() or (
-                below not in self.linen_paths
-                and joined in self.linen_paths
+                below not in self.linen_starts
+                and joined in self.linen_starts
                 and self._may_be_dict(keys[:at])
             )
             name = joined if is_item and at else below
@@ -605,7 +609,7 @@ def _suggestions(
     nnx_leaves: Mapping[str, _NNXLeaf],
     names: _LinenNames,
 ) -> list[str]:
-    """Rename lines for unmatched modules, the outermost that fit, then for leaves."""
+    """Rename lines for unmatched modules, the largest that fit, then for leaves."""
     linen_modules = _linen_modules(unused)
     nnx_modules = _nnx_modules(unfilled, nnx_leaves, names)
     paths = [name.partition("/")[2] for name in unused]
@@ -623,16 +627,19 @@ def _suggestions(
             pairs[free[0]] = nnx_path
             others[free[0]] = [path for path in fits if path != free[0]]
 
-    by_depth = sorted(nnx_modules, key=lambda path: (path.count("/"), _natural(path)))
-    for path in by_depth:
-        held = nnx_modules[path]
-        pair(path, [name for name in linen_modules if linen_modules[name] == held])
+    def largest_first(path: str) -> Any:
+        return -len(nnx_modules[path]), path.count("/"), _natural(path)
+
+    for path in sorted(nnx_modules, key=largest_first):
+        asked = nnx_modules[path]
+        pair(path, [name for name in linen_modules if linen_modules[name] == asked])
     for path, parts in unfilled.items():
         collection, *_, last = parts[0].split("/")
         fits = [
             name
             for name, leaf in unused.items()
             if len(parts) == 1
+            and not nnx_leaves[path].inner
             and name.startswith(f"{collection}/")
             and describe(leaf) == describe(nnx_leaves[path])
         ]
@@ -678,17 +685,17 @@ def _nnx_modules(
     nnx_leaves: Mapping[str, _NNXLeaf],
     names: _LinenNames,
 ) -> dict[str, set[str]]:
-    """What each nnx module asks for, named as inside its Linen module."""
+    """What each nnx module, or Variable of a pytree, asks for inside its Linen one."""
     asked = defaultdict(set)
     for path, parts in unfilled.items():
-        keys, collection = nnx_leaves[path].keys, parts[0].partition("/")[0]
-        shape = nnx_leaves[path].shape
+        leaf, collection = nnx_leaves[path], parts[0].partition("/")[0]
+        shape = leaf.shape
         if len(parts) > 1 and shape:
             shape = (*shape[:-1], shape[-1] // len(parts))
-        for length in range(1, len(keys)):
-            module = names.of_path(collection, keys[:length])
+        for length in range(1, len(leaf.keys) + bool(leaf.inner)):
+            module = names.of_path(collection, leaf.keys[:length])
             for part in parts:
                 inside = part.removeprefix(module)  # of a list, nothing is inside
-                entry = f"{collection}{inside} {shape} {nnx_leaves[path].dtype}"
-                asked[_text(keys[:length])].add(entry)
+                entry = f"{collection}{inside} {shape} {leaf.dtype}"
+                asked[_text(leaf.keys[:length])].add(entry)
     return dict(asked)
