@@ -1,8 +1,8 @@
-"""The command `linen2nnx compare`, on the model of the tutorial."""
+"""The command `linen2nnx compare`, on models in files of a folder."""
 
 import json
 import re
-import shutil
+import sys
 
 import flax.linen as nn
 import flax.serialization
@@ -13,8 +13,34 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from linen2nnx import cli, compare, suite
+from linen2nnx import cli, compare
 
+LINEN = """
+import flax.linen as nn
+
+
+class Classifier(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, name="hidden")(x)
+        x = nn.relu(nn.LayerNorm(name="norm")(x))
+        return nn.Dense(self.classes, name="out")(x)
+"""
+PORT = """
+from flax import nnx
+
+
+class Classifier(nnx.Module):
+    def __init__(self, din, classes, *, rngs):
+        self.hidden = nnx.Linear(din, 8, rngs=rngs)
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+        self.out = nnx.Linear(8, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.norm(self.hidden(x))))
+"""
 MODELS = """
 import functools
 import flax.linen as nn
@@ -62,12 +88,13 @@ ASKED = ["--input", "float32[5,4]"]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for path in (suite.root() / "docs/tutorial/port").glob("model_*.py"):
-        shutil.copy(path, tmp_path)
-    (tmp_path / "my_models.py").write_text(MODELS)
+    files = {"model_linen": LINEN, "model_nnx": PORT, "my_models": MODELS}
+    for name, source in files.items():
+        (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(compare.sys.modules, "my_models", raising=False)
+    for name in files:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
