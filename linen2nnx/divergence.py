@@ -304,7 +304,8 @@ def first_divergence(
         else:
             parent = _parent(linen_calls, first)
             hints += _hints(first, matched, pairs, parent)
-            hints += _rounding_hints(first, events, tolerance)
+            if first.what == "input" or not hints:
+                hints += _rounding_hints(first, events, tolerance)
     if order := _order_hint(pairs):
         hints.append(order)
     inputs, output = ("", "")
