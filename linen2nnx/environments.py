@@ -36,6 +36,7 @@ MODULES = (  # what runs in an environment; results depend on no other
     "divergence",
     "mapping",
     "parity",
+    "parity_report",
     "probe",
     "pytest_plugin",
     "pytest_run",
