@@ -1,6 +1,6 @@
 """The command `linen2nnx`.
 
-It imports neither jax nor flax: tests run in processes of their own.
+It imports neither jax nor flax, but for `compare`: tests run in processes of their own.
 """
 
 import signal

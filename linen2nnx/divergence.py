@@ -70,6 +70,10 @@ class Call:
         inside = "" if self.seen else ", inside a transform"
         return f"{name} ({self.kind}{count}{inside})"
 
+    def is_inside(self, other: "Call") -> bool:
+        """Whether it was made during another call."""
+        return other.start < self.start and self.end < other.end
+
     @property
     def is_identity(self) -> bool:
         """Whether it returned its first input, as dropout does in eval mode."""
@@ -137,10 +141,7 @@ class Divergence:
             lines.append("forward: no module is called on both sides")
         for side, calls in (("Linen", self.linen_only), ("nnx", self.nnx_only)):
             if calls:
-                listed = ", ".join(map(str, calls[:SHOWN]))
-                more = len(calls) - SHOWN
-                rest = f" and {more} more" if more > 0 else ""
-                lines.append(f"called in {side} only: {listed}{rest}")
+                lines.append(f"called in {side} only: {_listed(calls)}")
         lines += [f"hint: {hint}" for hint in self.hints]
         return "\n".join(lines)
 
@@ -265,6 +266,17 @@ def first_divergence(
         nnx_calls: from `record_nnx`.
         rename: as for `linen2nnx.mapping.table`.
         tolerance: how far inputs and outputs may differ; None is exact.
+
+    Example:
+        >>> x, model = jnp.ones(3), nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+        >>> module = nn.Dense(2)
+        >>> variables = module.init(jax.random.key(1), x)
+        >>> found = first_divergence(
+        ...     record_linen(lambda: module.apply(variables, x)),
+        ...     record_nnx(model, lambda: model(x)),
+        ... )
+        >>> found.input, str(found.nnx), found.matched
+        ('', 'the model (Linear)', None)
     """
     pairs = _pairs(linen_calls, nnx_calls, rename or {})
     pairs = [(linen, nnx) for linen, nnx in pairs if linen.seen and nnx.seen]
@@ -292,19 +304,19 @@ def first_divergence(
     nnx_call: Call | None = None
     if first is not None:
         linen, nnx_call = first.linen, first.nnx
-        skipped = _between(linen_calls, linen_only, previous[0], first.times[0])
-        added = _between(nnx_calls, nnx_only, previous[1], first.times[1])
-        if first.what == "output":  # of the module that stands for what is inside
-            skipped = [call for call in skipped if call.seen]
-            added = [call for call in added if call.seen]
+        inside = first.what == "output"  # calls inside a module that stands for them
+        skipped = _between(linen_calls, linen_only, previous[0], first.times[0], inside)
+        added = _between(nnx_calls, nnx_only, previous[1], first.times[1], inside)
         if skipped or added:
             linen, nnx_call = next(iter(skipped), None), next(iter(added), None)
-            if skipped and added:
-                hints.append("neither call is paired; a rename may pair them")
+            for side, calls in (("Linen", skipped), ("nnx", added)):
+                if len(calls) > 1:
+                    hints.append(f"it is one of these {side} calls: {_listed(calls)}")
         else:
             parent = _parent(linen_calls, first)
             hints += _hints(first, matched, pairs, parent)
-            hints += _rounding_hints(first, events, tolerance)
+            if first.what == "input" or not hints:
+                hints += _rounding_hints(first, events, tolerance)
     if order := _order_hint(pairs):
         hints.append(order)
     inputs, output = ("", "")
@@ -428,8 +440,14 @@ class _Event:
         return _Event("input", self.linen, self.nnx).note(tolerance)[1]
 
 
+def _listed(calls: Sequence[Call]) -> str:
+    more = len(calls) - SHOWN
+    rest = f" and {more} more" if more > 0 else ""
+    return ", ".join(map(str, calls[:SHOWN])) + rest
+
+
 def _is_recorded(method: str) -> bool:
-    if method.startswith("_"):
+    if method.startswith("_") or method == "<lambda>":  # the latter lifts a transform
         return method == "__call__"
     return method not in ("setup", "initialize_carry")  # no interceptor sees the latter
 
@@ -525,23 +543,21 @@ def _compare(
 
 
 def _between(
-    calls: Sequence[Call], unpaired: Iterable[Call], start: int, end: int
+    calls: Sequence[Call], unpaired: Iterable[Call], start: int, end: int, inside: bool
 ) -> list[Call]:
     """Calls that begin and end between two times, and change something.
 
-    A method that a module calls on itself is part of the call around it.
+    Not those inside one of them, nor a method that a module calls on itself; where the
+    two times are `inside` a call, neither those without values, for which it stands.
     """
-    return [
+    found = [
         call
         for call in unpaired
         if start < call.start and call.end < end and not call.is_identity
-        if not any(
-            other.path == call.path
-            and other.start < call.start
-            and call.end < other.end
-            for other in calls
-        )
+        if call.seen or not inside
+        if not any(call.is_inside(other) and other.path == call.path for other in calls)
     ]
+    return [call for call in found if not any(call.is_inside(other) for other in found)]
 
 
 def _parent(calls: Iterable[Call], event: _Event) -> Call | None:
@@ -578,7 +594,7 @@ def _hints(
         if all(_same_values(a, b) for a, b in zip(ours, theirs)):
             yield "the input has the same values in another order: a transpose?"
         return
-    inside = [c for c, _ in pairs if linen.start < c.start and c.end < linen.end]
+    inside = [call for call, _ in pairs if call.is_inside(linen)]
     if inside:
         last = max(inside, key=lambda call: call.end)
         yield (

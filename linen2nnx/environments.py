@@ -39,6 +39,7 @@ MODULES = (  # what runs in an environment; results depend on no other
     "mapping",
     "overhead",
     "parity",
+    "parity_report",
     "probe",
     "pytest_plugin",
     "pytest_run",

@@ -12,11 +12,10 @@ Comparison is exact. A tolerance is given for one check and states its cause.
 import contextlib
 import dataclasses
 import inspect
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import flax.errors
@@ -28,9 +27,6 @@ import optax
 from flax import nnx
 from flax.core import FrozenDict, freeze
 from jax.typing import DTypeLike
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 
 from linen2nnx import divergence as modules
 from linen2nnx import mapping
@@ -38,20 +34,7 @@ from linen2nnx import randomness as keys
 from linen2nnx.differences import Tolerance, difference, is_float, leaves
 from linen2nnx.divergence import Divergence
 from linen2nnx.mapping import Variables
-
-__all__ = [
-    "CHECKS",
-    "Edit",
-    "ParityError",
-    "Report",
-    "Row",
-    "Tolerance",
-    "assert_equal",
-    "assert_parity",
-    "compare",
-    "random_pair",
-    "recording",
-]
+from linen2nnx.parity_report import Report, Row
 
 CHECKS = (
     "structure",
@@ -104,108 +87,6 @@ class Edit:
     linen: Callable[[Any], Variables]
     nnx: Callable[[Any], nnx.Module | None]
     changes: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One leaf of one check.
-
-    Attributes:
-        check: one of `CHECKS`.
-        path: the leaf's Linen path.
-        shape: its shape on the Linen side.
-        dtype: its dtype on the Linen side.
-        difference: the largest absolute difference; inf where shapes differ or one side
-            has no such leaf, nan where one side is nan and the other is not.
-        note: what differs, in words; empty where it is within the check's tolerance.
-    """
-
-    check: str
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    difference: float
-    note: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.shape} {self.dtype}: {self.note or 'equal'}"
-
-
-@dataclass(frozen=True)
-class Report:
-    """All rows of one comparison, and the first check that differs.
-
-    `print` shows it as text, a notebook as a table, and `rich.print` in colour.
-
-    Attributes:
-        rows: a row for each leaf of each check that was made.
-        checks: those that were to be made, in order.
-        failed: the check that differs; those after it were not made. Empty if none.
-        failure: what differs, in words; empty likewise.
-        divergence: the first module that diverges; None if no check of numbers differs.
-        randomness: how random numbers were dealt with.
-        jit: whether both sides ran under `jax.jit`.
-        tolerance: by the name of a check.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    checks: tuple[str, ...] = ()
-    failed: str = ""
-    failure: str = ""
-    divergence: Divergence | None = None
-    randomness: str = "deterministic"
-    jit: bool = False
-    tolerance: Mapping[str, Tolerance] = field(default_factory=dict)
-
-    @property
-    def largest_difference(self) -> float:
-        """The largest difference of any row, nan if any is nan, 0.0 without rows."""
-        return float(np.max([row.difference for row in self.rows], initial=0.0))
-
-    def __rich__(self) -> Group:
-        how = "under jax.jit" if self.jit else "op by op"
-        title = f"both sides {how}, randomness: {self.randomness}"
-        table = Table(title=title, title_justify="left")
-        table.add_column("check", no_wrap=True)
-        table.add_column("leaves", justify="right")
-        table.add_column("largest difference", justify="right")
-        table.add_column("verdict")
-        for check in self.checks:
-            rows = [row for row in self.rows if row.check == check]
-            largest = Report(rows).largest_difference
-            table.add_row(
-                check,
-                str(len(rows)) if rows else "",
-                ("none" if largest == 0 else f"{largest:.3g}") if rows else "",
-                self._verdict(check, rows),
-            )
-        if self.failed:
-            return Group(table, Text(self.failure))
-        return Group(table, Text("the same in every check", style="bold green"))
-
-    def _verdict(self, check: str, rows: Sequence[Row]) -> Text:
-        if check == self.failed:
-            return Text("differs", style="bold red")
-        after = self.checks.index(check) > self.checks.index(self.failed or check)
-        if after or not rows:
-            return Text("not reached" if after else "no leaves", style="dim")
-        if self.randomness == "statistics" and check == "outputs":
-            return Text("same within six standard errors", style="green")
-        if check in self.tolerance and any(row.difference for row in rows):
-            cause = self.tolerance[check].cause
-            return Text(f"within its tolerance: {cause}", style="green")
-        return Text("same", style="green")
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get().rstrip()
-
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), width=100, record=True)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 class ParityError(AssertionError):
@@ -392,20 +273,13 @@ def assert_parity(
 
     with recording() as rows:
         try:
-            try:
-                variables, nnx_model = _with_values(
+            comparison.run(
+                *_with_values(
                     linen_module, variables, nnx_model, linen_arguments, rename
                 )
-            except mapping.MappingError as error:
-                raise ParityError(f"structure: {error}") from error
-            comparison.run(variables, nnx_model)
+            )
         except ParityError as error:
-            try:
-                found, text = comparison.divergence(rows), None
-            except Exception as other:  # the difference is what counts
-                kind = type(other).__name__
-                found, text = None, f"no module is named: op by op, {kind}: {other}"
-            where = text or str(found or "")
+            found, where = comparison.located(rows)
             message = f"{error}\n{where}".rstrip()
             error.args = (message,)
             error.report = report(
@@ -579,20 +453,23 @@ def _with_values(
     rename: Mapping[str, str] | None,
 ) -> tuple[Variables, nnx.Module]:
     """Random values in both if there are no variables; theirs if the model has none."""
-    if variables is None:
-
-        def init(arrays: Any) -> Any:
-            args, kwargs = arguments.filled(arrays)
-            return linen_module.init(jax.random.key(0), *args, **kwargs)
-
-        return random_pair(
-            jax.eval_shape(init, arguments.arrays), nnx_model, rename=rename
-        )
     state = jax.tree.leaves(nnx.state(nnx_model))
-    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in state):
-        return variables, nnx_model
-    _, seeded = random_pair(variables, nnx_model, rename=rename)
-    return variables, mapping.to_nnx(variables, seeded, rename=rename)
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in state)
+
+    def init(arrays: Any) -> Any:
+        args, kwargs = arguments.filled(arrays)
+        return linen_module.init(jax.random.key(0), *args, **kwargs)
+
+    try:
+        if variables is None:
+            shapes = jax.eval_shape(init, arguments.arrays)
+            return random_pair(shapes, nnx_model, rename=rename)
+        if is_abstract:
+            _, seeded = random_pair(variables, nnx_model, rename=rename)
+            return variables, mapping.to_nnx(variables, seeded, rename=rename)
+    except mapping.MappingError as error:
+        raise ParityError(f"structure: {error}") from error
+    return variables, nnx_model
 
 
 def _linen_apply(
@@ -754,10 +631,25 @@ class _Comparison:
             ]
         )
 
-    def divergence(self, rows: Sequence[Row]) -> Divergence | None:
-        """Where the two forward passes first differ, once a check has found that."""
+    def located(self, rows: Sequence[Row]) -> tuple[Divergence | None, str]:
+        """Where the check that differs first does, and the same in words."""
+        wrong = [row.path for row in rows if row.check == self.check and row.note]
+        if self.check == "structure" and wrong:
+            return None, (
+                "nnx_model does not hold the values of variables; "
+                "linen2nnx.mapping.to_nnx(variables, nnx_model) gives one that does"
+            )
         if self.statistics or self.check in ("structure", "edit", "round trip"):
-            return None
+            return None, ""
+        try:
+            found = self._divergence(wrong)
+        except Exception as error:  # the difference is what counts
+            kind = type(error).__name__
+            return None, f"no module is named: op by op, {kind}: {error}"
+        return found, str(found)
+
+    def _divergence(self, wrong: Sequence[str]) -> Divergence:
+        """Where the forward passes first differ; `wrong` are the leaves that do."""
         graphdef, state = self.nnx_values
         model = nnx.merge(graphdef, _snapshot(state))
         linen_calls = modules.record_linen(
@@ -774,7 +666,6 @@ class _Comparison:
             tolerance=self.tolerance.get("outputs"),
         )
         hints = [*found.hints]
-        wrong = [row.path for row in rows if row.check == self.check and row.note]
         if drawn and found.found:
             hints.append(
                 f"the nnx model drew {len(drawn)} random keys; nnx_model.eval() turns "

@@ -79,7 +79,14 @@ def test_one_side_alone():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["show", "replace_kernel"], ["check", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["show", "replace_kernel"],
+        ["check", "--help"],
+        ["compare", "--help"],
+    ],
 )
 def test_quick_answers_import_neither_jax_nor_flax(arguments):
     code = (

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import flax.serialization
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from linen2nnx import cli, compare
+from linen2nnx import cli, compare, mapping
 
 LINEN = """
 import flax.linen as nn
@@ -274,3 +275,31 @@ def test_a_checkpoint_of_another_model(tmp_path):
     shapes = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), jnp.ones(3))
     with pytest.raises(compare.CompareError, match="holds a; the Linen model needs"):
         compare.read_variables(path, shapes)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
+
+
+def test_the_code_on_the_page_runs(folder):
+    first, *blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names = {"mapping": mapping, "nn": nn}
+    exec("\n".join([first, "test_port()", *blocks]), names)
+    assert names["report"].randomness == "same keys"
+
+
+def test_the_report_on_the_page_is_what_is_printed(folder):
+    """Apart from the figures, which depend on the machine."""
+
+    def without_figures(text):
+        return re.sub(r"\s+", " ", re.sub(r"-?\d+\.\d+", "0", text))
+
+    (quoted,) = re.findall(r"```text\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    _, out, _ = run("linen", "epsilon", *ASKED)
+    assert without_figures(quoted).strip() in without_figures(out)
+
+
+def test_the_options_on_the_page_are_those_of_the_command():
+    shown = CliRunner().invoke(cli.app, ["compare", "--help"]).stdout
+    of_command = {*re.findall(r"--[a-z][-a-z]+", shown)} - {"--help"}
+    assert {*re.findall(r"--[a-z][-a-z]+", PAGE.read_text())} == of_command

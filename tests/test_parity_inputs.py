@@ -135,6 +135,7 @@ def test_a_checkpoint_and_a_model_with_other_values():
     model.eval()
     report = parity.compare(module, variables, model, X)
     assert report.failed == "structure"
+    assert "to_nnx(variables, nnx_model) gives one that does" in report.failure
     filled = mapping.to_nnx(variables, model)
     assert parity.compare(module, variables, filled, X).failed == ""
 
