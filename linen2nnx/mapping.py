@@ -27,7 +27,7 @@ import itertools
 import keyword
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -508,10 +508,10 @@ def _check_collections(
     held = {name.partition("/")[0] for name in linen_leaves}
     asked = {name.partition("/")[0] for parts in wanted.values() for name in parts}
     if held != asked and not held & asked:
+        form = '; variables take {"params": ...}, as module.init(key, x) returns them'
         raise MappingError(
             f"the Linen variables hold {_listed(held)}, the nnx model holds "
-            f"{_listed(asked)}; variables take "
-            '{"params": ...}, as module.init(key, x) returns them'
+            f"{_listed(asked)}{form if asked else ''}"
         )
 
 
@@ -616,14 +616,13 @@ def _suggestions(
     pairs: dict[str, str] = {}
     others: dict[str, list[str]] = {}
 
+    def is_free(path: str, taken: Iterable[str]) -> bool:
+        return not any(_overlap(path, other) for other in taken)
+
     def pair(nnx_path: str, fits: list[str]) -> None:
-        fits = [
-            path
-            for path in fits
-            if path in pairs or not any(_overlap(path, taken) for taken in pairs)
-        ]
+        fits = [path for path in fits if path in pairs or is_free(path, pairs)]
         free = [path for path in fits if path not in pairs]
-        if free and not any(_overlap(nnx_path, path) for path in pairs.values()):
+        if free and is_free(nnx_path, pairs.values()):
             pairs[free[0]] = nnx_path
             others[free[0]] = [path for path in fits if path != free[0]]
 
@@ -635,17 +634,18 @@ def _suggestions(
         pair(path, [name for name in linen_modules if linen_modules[name] == asked])
     for path, parts in unfilled.items():
         collection, *_, last = parts[0].split("/")
-        fits = [
-            name
-            for name, leaf in unused.items()
-            if len(parts) == 1
-            and not nnx_leaves[path].inner
-            and name.startswith(f"{collection}/")
-            and describe(leaf) == describe(nnx_leaves[path])
-        ]
-        fits = [name for name in fits if name.endswith(f"/{last}")] or fits
-        inside = {name: name.partition("/")[2] for name in fits}
-        pair(path, [n if paths.count(p) > 1 else p for n, p in inside.items()])
+        fits = []
+        for name, leaf in unused.items():
+            inside = name.partition("/")[2]
+            if (
+                len(parts) == 1
+                and not nnx_leaves[path].inner
+                and name.startswith(f"{collection}/")
+                and describe(leaf) == describe(nnx_leaves[path])
+                and (inside in pairs or is_free(inside, pairs))
+            ):
+                fits.append(name if paths.count(inside) > 1 else inside)
+        pair(path, [fit for fit in fits if f"/{fit}".endswith(f"/{last}")] or fits)
     return [
         f'"{linen_path}": "{nnx_path}",' + _or(others[linen_path])
         for linen_path, nnx_path in pairs.items()

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ from flax import nnx
 from flax.core import FrozenDict, freeze
 
 from linen2nnx import mapping
-from linen2nnx.mapping import MappingError
+from linen2nnx.mapping import MappingError, Row
 
 
 class Counter(nnx.Variable):
@@ -306,3 +308,205 @@ def test_names_below_other_modules():
     names = {row.linen: row.nnx for row in rows}
     assert names["params/inner/out_/kernel"] == "inner/out_/kernel"
     assert names["params/inner/layers_0/bias"] == "inner/layers/0/bias"
+
+
+def test_a_linen_module_and_its_dict_of_modules():
+    """Only a dict's key may join the name before it."""
+    layer = dense("x")["params"]["x"]
+    joined = {"params": {"heads_left": layer}}
+    model = nnx.Dict(heads=nnx.Dict(left=nnx.Linear(3, 4, rngs=nnx.Rngs(0))))
+    assert len(mapping.table(joined, model)) == 2
+    assert len(mapping.table({"params": {"heads": {"left": layer}}}, model)) == 2
+
+    class Heads(nnx.Module):
+        def __init__(self):
+            self.left = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+    with pytest.raises(MappingError, match='"heads_left": "heads/left"'):
+        mapping.table(joined, nnx.Dict(heads=Heads()))
+
+
+class Cell(nnx.Module):
+    """Named as a cell of nnx, but with other gates, for all we know."""
+
+    def __init__(self):
+        self.dense_i = nnx.Linear(3, 16, use_bias=False, rngs=nnx.Rngs(0))
+        self.dense_h = nnx.Linear(4, 16, rngs=nnx.Rngs(0))
+
+
+def lstm_variables():
+    shapes = jax.eval_shape(
+        nn.OptimizedLSTMCell(4).init,
+        jax.random.key(0),
+        (jnp.ones(4), jnp.ones(4)),
+        jnp.ones(3),
+    )
+    return distinct_values(shapes)
+
+
+def test_a_cell_of_the_users_own_is_not_merged():
+    with pytest.raises(MappingError, match="no nnx leaf takes"):
+        mapping.table(lstm_variables(), Cell())
+    state = nnx.state(Cell())
+    literal = {"params": nnx.to_pure_dict(state)}
+    rows = mapping.table(literal, state)
+    assert {row.linen for row in rows} == {f"params/{row.nnx}" for row in rows}
+
+
+def lstm():
+    return nnx.OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0))
+
+
+def test_the_gates_of_a_cell_lie_side_by_side():
+    variables = lstm_variables()
+    gates = [variables["params"][gate]["kernel"] for gate in ("hi", "hf", "hg", "ho")]
+    model = mapping.to_nnx(variables, lstm())
+    np.testing.assert_array_equal(model.dense_h.kernel[...], np.hstack(gates))
+    row = next(r for r in mapping.table(variables, model) if "ig" in r.linen)
+    assert row == Row("params/ig/kernel", "dense_i/kernel", (3, 4), "float32", (8, 12))
+
+
+def test_a_part_of_a_merged_leaf_is_wrong():
+    variables = lstm_variables()
+    variables["params"]["ig"]["kernel"] = jnp.ones((3, 5))
+    del variables["params"]["ho"]["bias"]
+    with pytest.raises(MappingError) as error:
+        mapping.table(variables, lstm())
+    message = str(error.value)
+    expected = (
+        "ig/kernel (3, 5) float32  ->  dense_i/kernel (3, 16) float32, part 3 of 4"
+    )
+    assert expected in message
+    assert "dense_h/bias (16,) float32 (looked for params/ho/bias)" in message
+
+
+@pytest.mark.parametrize("kind", [lambda model: model, nnx.state])
+def test_a_cell_below_an_automatic_name(kind):
+    variables = {"params": {"OptimizedLSTMCell_0": lstm_variables()["params"]}}
+    model = kind(nnx.Dict(rnn=nnx.RNN(lstm())))
+    with pytest.raises(MappingError) as error:
+        mapping.table(variables, model)
+    assert '{\n        "OptimizedLSTMCell_0": "rnn/cell",\n    }' in str(error.value)
+
+
+def test_merged_leaves_keep_their_boxes():
+    variables = lstm_variables()
+    boxed = jax.tree.map(
+        lambda leaf: nn.Partitioned(leaf, ("in", "out")[-leaf.ndim :]), variables
+    )
+    back = mapping.to_linen(mapping.to_nnx(boxed, lstm()), boxed)
+    assert jax.tree.structure(back) == jax.tree.structure(boxed)
+    jax.tree.map(np.testing.assert_array_equal, back, boxed)
+    assert back["params"]["if"]["kernel"].names == ("in", "out")
+
+
+def test_merged_numpy_leaves_are_not_cast():
+    variables = jax.tree.map(np.float64, lstm_variables())
+    state = jax.tree.map(np.float64, nnx.state(lstm()))
+    filled = mapping.to_nnx(variables, state)
+    assert filled["dense_h"]["kernel"].dtype == np.float64
+
+
+def test_a_shared_module_is_one_in_linen():
+    with nnx.set_graph_mode(True):
+        layer = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+        model = nnx.Dict(fc1=layer, fc2=layer)
+        filled = mapping.to_nnx(distinct_values(dense("fc1")), model)
+        assert filled.fc1 is filled.fc2
+        assert mapping.to_linen(filled, dense("fc1"))["params"].keys() == {"fc1"}
+        with pytest.raises(MappingError, match='"fc2": "fc1"'):
+            mapping.table(dense("fc2"), model)
+
+
+TWO_COLLECTIONS = {
+    "params": {"x": jnp.ones(2)},
+    "batch_stats": {"x": jnp.zeros(2)},
+}
+
+
+def test_one_path_in_two_collections():
+    model = nnx.Dict(a=nnx.BatchStat(jnp.ones(2)), b=nnx.Param(jnp.ones(2)))
+    with pytest.raises(MappingError) as error:
+        mapping.table(TWO_COLLECTIONS, model)
+    rename = eval(str(error.value).split("rename=")[1])
+    assert rename == {"batch_stats/x": "a", "params/x": "b"}
+    filled = mapping.to_nnx(TWO_COLLECTIONS, model, rename=rename)
+    assert filled.a[0] == 0
+    assert filled.b[0] == 1
+    back = mapping.to_linen(filled, TWO_COLLECTIONS, rename=rename)
+    jax.tree.map(np.testing.assert_array_equal, back, TWO_COLLECTIONS)
+
+
+def test_one_attribute_cannot_be_of_two_collections():
+    model = nnx.Dict(x=nnx.Param(jnp.ones(2)))
+    with pytest.raises(MappingError, match=r"takes:\n    batch_stats/x \(2,\) float32"):
+        mapping.table(TWO_COLLECTIONS, model)
+
+
+def test_a_linen_module_named_as_a_collection():
+    model = nnx.Dict(weights=nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+    rows = mapping.table(dense("params"), model, rename={"params": "weights"})
+    assert rows[0].linen == "params/params/bias"
+
+
+NO_LEAVES = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+LINEAR = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+PARAMS = dense("x")["params"]["x"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "model", "message"),
+    [
+        ({}, LINEAR, "the Linen variables hold no leaves, .* collections params"),
+        ({"params": {}}, LINEAR, "the Linen variables hold no leaves"),
+        ({"params": PARAMS}, NO_LEAVES, "the nnx model holds no leaves$"),
+        ({"fc": PARAMS}, LINEAR, r"collections fc, .* collections params; .*\.init"),
+        (PARAMS, LINEAR, r"outside a collection .*\n    bias .*\n    kernel \(3, 4\)"),
+        ({"params": {"a/b": 0, "a": {"b": 1}}}, LINEAR, "path params/a/b"),
+        ({"params": PARAMS}, nnx.Dict(a=nnx.Param(1.0)), r"no arrays:\n    a is 1.0"),
+    ],
+)
+def test_one_side_is_empty_or_of_another_form(variables, model, message):
+    with pytest.raises(MappingError, match=message):
+        mapping.table(variables, model)
+
+
+def test_nothing_corresponds_to_nothing():
+    assert mapping.table({}, NO_LEAVES) == []
+    assert mapping.to_linen(NO_LEAVES, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("variables", "model", "message"),
+    [
+        (nn.Dense(4), LINEAR, r"variables are a Dense; .* module.init\(key, x\)"),
+        (nnx.state(LINEAR), LINEAR, "variables are a State;"),
+        (
+            {"params": PARAMS},
+            nn.Dense(4),
+            "nnx model is a Dense; it takes an nnx.Module",
+        ),
+        ({"params": PARAMS}, nnx.split(LINEAR), "nnx model is a tuple;"),
+    ],
+)
+def test_another_kind_of_thing(variables, model, message):
+    with pytest.raises(TypeError, match=message):
+        mapping.table(variables, model)
+
+
+def test_an_abstract_leaf_has_no_value_to_give():
+    abstract = nnx.eval_shape(lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(MappingError, match=r"nnx leaves without a value.*\n    bias"):
+        mapping.to_linen(abstract, {"params": PARAMS})
+    shapes = jax.eval_shape(lambda: {"params": PARAMS})
+    with pytest.raises(MappingError, match=r"Linen leaves without.*\n    params/bias"):
+        mapping.to_nnx(shapes, LINEAR)
+
+
+def test_flatten_keeps_every_field():
+    class Output(NamedTuple):
+        logits: int
+        loss: int
+
+    assert mapping.flatten(Output(1, 2)) == {"logits": 1, "loss": 2}
+    assert mapping.flatten(nn.Partitioned(3, ("in",))) == {"": 3}

@@ -32,15 +32,6 @@ def nnx_rnn(cell=nnx.OptimizedLSTMCell):
     return nnx.RNN(cell(3, 4, rngs=rngs()))
 
 
-def nnx_stack():
-    @nnx.split_rngs(splits=3)
-    @nnx.vmap(axis_size=3)
-    def stack(rngs):
-        return nnx.Linear(3, 3, rngs=rngs)
-
-    return stack(rngs())
-
-
 X = normal(2, 3)
 SEQUENCE = normal(2, 5, 3)
 IMAGE = normal(2, 5, 5, 4)
@@ -211,6 +202,72 @@ def test_every_layer_that_both_sides_have_is_here():
     }
     tested = {type(module).__name__ for module, *_ in LAYERS.values()}
     assert classes - not_layers - {"MultiHeadAttention"} == tested & classes | elsewhere
+
+
+class LinenStack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        def layer(cell, x, _):
+            return cell((x, -x), x)[1], None
+
+        stack = nn.scan(
+            layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )
+        return stack(nn.OptimizedLSTMCell(3, name="cells"), x, None)[0]
+
+
+class NNXStack(nnx.Module):
+    def __init__(self):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(axis_size=3)
+        def stack(rngs):
+            return nnx.OptimizedLSTMCell(3, 3, rngs=rngs)
+
+        self.cells = stack(rngs())
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        def layers(cell, x):
+            return cell((x, -x), x)[1]
+
+        return layers(self.cells, x)
+
+
+def test_a_scanned_stack(nnx_mode):
+    variables, model = pair(LinenStack(), NNXStack, X)
+    assert variables["params"]["cells"]["ii"]["kernel"].shape == (3, 3, 3)
+    parity.assert_parity(LinenStack(), variables, model, X, checks=CHECKS)
+
+
+class NNXEnsemble(nnx.Module):
+    def __init__(self):
+        @nnx.split_rngs(splits=5)
+        @nnx.vmap(axis_size=5)
+        def members(rngs):
+            return nnx.Linear(3, 4, rngs=rngs)
+
+        self.members = members(rngs())
+
+    def __call__(self, x):
+        return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.members, x)
+
+
+class LinenEnsemble(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        members = nn.vmap(
+            nn.Dense,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=5,
+        )
+        return members(4, name="members")(x)
+
+
+def test_a_vmapped_ensemble(nnx_mode):
+    variables, model = pair(LinenEnsemble(), NNXEnsemble, X)
+    parity.assert_parity(LinenEnsemble(), variables, model, X, checks=CHECKS)
 
 
 class LinenSpectralNorm(nn.Module):
