@@ -258,6 +258,19 @@ def test_an_optimizer_step_is_that_of_both_sides():
     assert len(report.rows) == 10
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_both_sides_run_jitted_or_op_by_op(jit):
+    traced = []
+
+    class Traced(NNXMLP):
+        def __call__(self, x):
+            traced.append(isinstance(x, jax.core.Tracer))
+            return super().__call__(x)
+
+    parity.assert_parity(*pair(Traced), X, jit=jit, checks=["outputs"])
+    assert {*traced} == {jit}
+
+
 def test_single_checks_can_be_chosen():
     report = parity.assert_parity(*pair(), X, checks=["outputs"])
     assert [row.check for row in report.rows] == ["outputs"]
@@ -278,7 +291,7 @@ def test_a_tolerance_is_for_one_check_only():
 
 
 @pytest.mark.parametrize(
-    ("nnx_value", "holds"), [(-100.9, True), (-99.1, True), (-101.1, False)]
+    ("nnx_value", "holds"), [(-101.0, True), (-99.1, True), (-101.1, False)]
 )
 def test_a_relative_tolerance_is_a_part_of_the_linen_value(nnx_value, holds):
     tolerance = Tolerance("planted", rtol=0.01)
@@ -366,9 +379,12 @@ def test_neither_side_is_changed():
         ([1.0, 2.0], [1.0, 4.0], 2.0, r"1 of 2 values differ by up to 2 at \[1\]"),
         ([1.0, 9.0], [np.nan, 9.0], np.nan, r"1 of 2 values differ by up to nan"),
         ([0.0], [-0.0], 0.0, r"1 of 1 values differ by up to 0 at \[0\]"),
+        ([-0.0], [0.0], 0.0, r"1 of 1 values differ by up to 0 at \[0\]"),
         ([np.inf], [1.0], np.inf, "differ by up to inf"),
         ([1.0], [1.0, 1.0], np.inf, r"nnx has \(2,\) float64"),
+        ([1.0, 1.0], [1.0], np.inf, r"nnx has \(1,\) float64"),
         ([1.0], np.float32([1.0]), np.inf, r"nnx has \(1,\) float32"),
+        (np.float32([1.0]), [1.0], np.inf, r"nnx has \(1,\) float64"),
         (2.0, 3.0, 1.0, r"differ by up to 1, Linen 2.0, nnx 3.0"),
         ([1, 2], [1, 3], 1.0, "Linen 2, nnx 3"),
         ([True], [False], 1.0, "Linen True, nnx False"),
