@@ -347,6 +347,17 @@ def last_before_match(
     Args:
         differing: paths of modules whose own leaves have gradients that differ.
         calls: of the same side.
+
+    Returns:
+        Paths of the two; None if none of them is called, and None for the second if
+        nothing is.
+
+    Example:
+        >>> layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(i)) for i in range(2)]
+        >>> model = nnx.Sequential(*layers)
+        >>> calls = record_nnx(model, lambda: model(jnp.ones(2)))
+        >>> last_before_match({"layers/0"}, calls)
+        ('layers/0', 'layers/1')
     """
     last = {call.path: call for call in calls}
     candidates = [last[path] for path in differing if path in last]
@@ -480,8 +491,8 @@ def _pairs(
 ) -> list[tuple[Call, Call]]:
     """Calls of the same module, method and count, in the order of the Linen side.
 
-    A module that holds no leaves (dropout, a container) cannot be renamed; one whose
-    name finds no partner is paired with those of its class in the same parent.
+    A module that holds no leaves (dropout, a container) cannot be renamed; a call that
+    finds no partner by name gets the next of its class in the same parent.
     """
     by_key = {(call.path, call.method, call.index): call for call in linen_calls}
     pairs = []
@@ -493,15 +504,11 @@ def _pairs(
             left.append((path, call))
         else:
             pairs.append((linen, call))
-    matched = {linen.path for linen, _ in pairs}
     alike: dict[Any, list[Call]] = defaultdict(list)
     for linen in by_key.values():
-        if linen.path not in matched:
-            alike[_kin(linen.path, linen)].append(linen)
-    matched = {call.path for _, call in pairs}
+        alike[_kin(linen.path, linen)].append(linen)
     for path, call in left:
-        kin = alike[_kin(path, call)]
-        if kin and call.path not in matched:
+        if kin := alike[_kin(path, call)]:
             pairs.append((kin.pop(0), call))
     return sorted(pairs, key=lambda pair: pair[0].start)
 

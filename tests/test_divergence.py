@@ -68,6 +68,7 @@ def test_the_innermost_call_is_named():
     divergence = found(".:9( a:1( b:2( ) ) )", ".:8( a:3( b:4( ) ) )")
     assert names(divergence) == ["b", "b"]
     assert divergence.matched is None
+    assert "order" not in str(divergence)
 
 
 def test_the_first_in_the_order_of_linen():
@@ -112,6 +113,13 @@ def test_modules_without_leaves_are_paired_by_class_and_parent():
         Calls(".:9( drop:1( ) other:3( ) )", kinds),
     )
     assert names(divergence) == ["Dropout_0", "other"]
+
+
+def test_a_call_in_place_of_another_of_its_class():
+    sides = (".:9( a:1( ) a:2( ) b:3( ) )", ".:8( a:1( ) b:4( ) b:3( ) )")
+    assert names(found(*sides)) == ["a", "b"]
+    sides = (".:9( a:1( ) c:2( ) b:3( ) )", ".:8( a:1( ) a:4( ) b:5( ) )")
+    assert names(found(*sides)) == ["c", "a"]
 
 
 def test_a_rename_pairs():

@@ -282,7 +282,21 @@ def test_linen_updates_what_variables_do_not_hold():
         X,
         call=lambda model, x: model.out(x),
     )
-    assert "a collection that variables do not hold" in error.__notes__[-1]
+    assert "Linen may update the collections that variables hold" in error.__notes__[-1]
+
+
+def test_a_function_does_not_show_what_linen_updates():
+    module = PAIRS["resnet"].linen
+    variables, model = PAIRS["resnet"].values
+
+    def forgets(variables, x):
+        return module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+    (x,) = PAIRS["resnet"].inputs
+    checks = ["outputs", "state"]
+    report = parity.compare(forgets, variables, model, x, checks=checks)
+    assert report.failed == "state"
+    assert "linen_module is a function, whose updates are not seen" in report.failure
 
 
 def test_an_unbound_module_in_a_function():
