@@ -7,6 +7,7 @@ is made on one side only shifts no other. A call inside a transform (scan, remat
 has no values to compare: the module around the transform stands for it.
 """
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -14,7 +15,6 @@ import keyword
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 from unittest import mock
@@ -207,7 +207,7 @@ def record_nnx(model: nnx.Module, run: Callable[[], Any]) -> list[Call]:
 
         return wrapped
 
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         for cls in classes:
             for method, original in [*vars(cls).items()]:
                 if (
@@ -478,7 +478,8 @@ def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in attributes.items():
         if name in ("dtype", "param_dtype"):
-            value = "None" if value is None else jnp.dtype(value).name
+            with contextlib.suppress(TypeError):  # a name of the model's own
+                value = "None" if value is None else jnp.dtype(value).name
         elif callable(value) and not name.endswith("_init"):
             value = getattr(value, "__name__", None)
         if isinstance(value, bool | int | float | str):
