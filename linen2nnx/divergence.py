@@ -7,6 +7,7 @@ is made on one side only shifts no other. A call inside a transform (scan, remat
 has no values to compare: the module around the transform stands for it.
 """
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -14,7 +15,6 @@ import keyword
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 from unittest import mock
@@ -207,7 +207,7 @@ def record_nnx(model: nnx.Module, run: Callable[[], Any]) -> list[Call]:
 
         return wrapped
 
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         for cls in classes:
             for method, original in [*vars(cls).items()]:
                 if (
@@ -347,6 +347,17 @@ def last_before_match(
     Args:
         differing: paths of modules whose own leaves have gradients that differ.
         calls: of the same side.
+
+    Returns:
+        Paths of the two; None if none of them is called, and None for the second if
+        nothing is.
+
+    Example:
+        >>> layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(i)) for i in range(2)]
+        >>> model = nnx.Sequential(*layers)
+        >>> calls = record_nnx(model, lambda: model(jnp.ones(2)))
+        >>> last_before_match({"layers/0"}, calls)
+        ('layers/0', 'layers/1')
     """
     last = {call.path: call for call in calls}
     candidates = [last[path] for path in differing if path in last]
@@ -467,7 +478,8 @@ def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in attributes.items():
         if name in ("dtype", "param_dtype"):
-            value = "None" if value is None else jnp.dtype(value).name
+            with contextlib.suppress(TypeError):  # a name of the model's own
+                value = "None" if value is None else jnp.dtype(value).name
         elif callable(value) and not name.endswith("_init"):
             value = getattr(value, "__name__", None)
         if isinstance(value, bool | int | float | str):
@@ -480,8 +492,8 @@ def _pairs(
 ) -> list[tuple[Call, Call]]:
     """Calls of the same module, method and count, in the order of the Linen side.
 
-    A module that holds no leaves (dropout, a container) cannot be renamed; one whose
-    name finds no partner is paired with those of its class in the same parent.
+    A module that holds no leaves (dropout, a container) cannot be renamed; a call that
+    finds no partner by name gets the next of its class in the same parent.
     """
     by_key = {(call.path, call.method, call.index): call for call in linen_calls}
     pairs = []
@@ -493,15 +505,11 @@ def _pairs(
             left.append((path, call))
         else:
             pairs.append((linen, call))
-    matched = {linen.path for linen, _ in pairs}
     alike: dict[Any, list[Call]] = defaultdict(list)
     for linen in by_key.values():
-        if linen.path not in matched:
-            alike[_kin(linen.path, linen)].append(linen)
-    matched = {call.path for _, call in pairs}
+        alike[_kin(linen.path, linen)].append(linen)
     for path, call in left:
-        kin = alike[_kin(path, call)]
-        if kin and call.path not in matched:
+        if kin := alike[_kin(path, call)]:
             pairs.append((kin.pop(0), call))
     return sorted(pairs, key=lambda pair: pair[0].start)
 

@@ -51,8 +51,9 @@ ADVICE = {  # what to do about an error of the Linen side
         "linen_kwargs={'train': False}, or give randomness='same keys'."
     ),
     flax.errors.ModifyScopeVariableError: (
-        "The Linen side updates a collection that variables do not hold; those that "
-        "they hold, params apart, may be updated. module.init gives them all."
+        "Linen may update the collections that variables hold, params apart; "
+        "module.init gives them all. A function as linen_module names them itself, in "
+        "apply(..., mutable=...)."
     ),
     flax.errors.CallCompactUnboundModuleError: (
         "A function as linen_module takes (variables, *inputs) and calls "
@@ -259,6 +260,7 @@ def assert_parity(
         ],
         tolerance=tolerance,
         statistics=randomness == "statistics",
+        returns_state=isinstance(linen_module, nn.Module),
     )
 
     def report(**of_failure: Any) -> Report:
@@ -540,6 +542,7 @@ class _Comparison:
     checks: list[str]
     tolerance: Mapping[str, Tolerance]
     statistics: bool
+    returns_state: bool
     check: str = "structure"
 
     def run(self, variables: Variables, nnx_model: nnx.Module) -> None:
@@ -679,6 +682,11 @@ class _Comparison:
         if self.check == "state" and not found.found:
             names = dict.fromkeys(_module(path, 1) for path in wrong)
             hints.append(f"what is kept differs, in {', '.join(names)}")
+            if not self.returns_state:
+                hints.append(
+                    "linen_module is a function, whose updates are not seen; give the "
+                    "module, or leave out the check 'state'"
+                )
         if self.check == "gradients" and not found.found:
             hints += _gradient_hints({_module(path, 2) for path in wrong}, linen_calls)
         if self.check == "optimizer step" and "gradients" in self.checks:

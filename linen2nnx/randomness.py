@@ -59,7 +59,15 @@ def same_keys(key: jax.Array) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted() -> Iterator[list[str]]:
-    """Collect the name of the stream of every key that an nnx model draws."""
+    """Collect the name of the stream of every key that an nnx model draws.
+
+    Example:
+        >>> model = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=0))
+        >>> with counted() as drawn:
+        ...     _ = model(jax.numpy.ones(8))
+        >>> drawn
+        ['dropout']
+    """
     drawn: list[str] = []
     draw = nnx.RngStream.__call__
 
@@ -72,7 +80,7 @@ def counted() -> Iterator[list[str]]:
 
 
 def compare_statistics(
-    linen: Callable[[], Any], nnx: Callable[[], Any]
+    linen: Callable[[], Any], ported: Callable[[], Any]
 ) -> Iterator[tuple[str, np.ndarray, float, str]]:
     """Compare mean and variance over `DRAWS` calls with other keys.
 
@@ -80,14 +88,21 @@ def compare_statistics(
 
     Args:
         linen: draws random keys and returns a pytree of arrays.
-        nnx: likewise, the same pytree.
+        ported: likewise of nnx, the same pytree.
 
     Yields:
         Name, Linen's value, largest difference, and what differs or ''.
+
+    Example:
+        >>> x, model = jax.numpy.ones(8), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        >>> module = nn.Dropout(0.4, deterministic=False)
+        >>> found = compare_statistics(lambda: module.apply({}, x), lambda: model(x))
+        >>> [(name, note != "") for name, _, _, note in found]
+        [('mean', False), ('variance', True)]
     """
     ours, theirs = (
         leaves(_draw(run, jax.random.key(seed)))
-        for seed, run in enumerate((linen, nnx))
+        for seed, run in enumerate((linen, ported))
     )
     for path, samples in ours.items():
         if path not in theirs or theirs[path].shape != samples.shape:

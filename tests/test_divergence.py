@@ -68,6 +68,7 @@ def test_the_innermost_call_is_named():
     divergence = found(".:9( a:1( b:2( ) ) )", ".:8( a:3( b:4( ) ) )")
     assert names(divergence) == ["b", "b"]
     assert divergence.matched is None
+    assert "order" not in str(divergence)
 
 
 def test_the_first_in_the_order_of_linen():
@@ -114,6 +115,13 @@ def test_modules_without_leaves_are_paired_by_class_and_parent():
     assert names(divergence) == ["Dropout_0", "other"]
 
 
+def test_a_call_in_place_of_another_of_its_class():
+    sides = (".:9( a:1( ) a:2( ) b:3( ) )", ".:8( a:1( ) b:4( ) b:3( ) )")
+    assert names(found(*sides)) == ["a", "b"]
+    sides = (".:9( a:1( ) c:2( ) b:3( ) )", ".:8( a:1( ) a:4( ) b:5( ) )")
+    assert names(found(*sides)) == ["c", "a"]
+
+
 def test_a_rename_pairs():
     divergence = found(
         ".:9( a:1( ) )", ".:9( layers/0:2( ) )", rename={"a": "layers/0"}
@@ -143,22 +151,75 @@ def test_nothing_in_common():
     assert "all 1 calls of modules match" in str(found("a:1( )", "a:1( )"))
 
 
+class LinenLayer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="dense")(x)
+
+
+class LinenRemat(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="head")(nn.remat(LinenLayer)(name="layer")(x))
+
+
+class Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(x)
+
+
+class Remat(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = Layer(rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.layer(x))
+
+
 def test_calls_inside_a_transform_have_no_values():
-    class Layer(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(4, name="dense")(x)
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(2, name="head")(nn.remat(Layer)(name="layer")(x))
-
-    variables = Model().init(jax.random.key(0), X)
-    calls = record_linen(lambda: Model().apply(variables, X))
+    variables = LinenRemat().init(jax.random.key(0), X)
+    calls = record_linen(lambda: LinenRemat().apply(variables, X))
     seen = {call.path: call.seen for call in calls}
     assert seen == {"": True, "layer": False, "layer/dense": False, "head": True}
-    assert "layer (Layer, inside a transform)" in map(str, calls)
+    assert "layer (LinenLayer, inside a transform)" in map(str, calls)
+
+
+@pytest.mark.parametrize("wrong", ["layer", "head"])
+def test_what_is_inside_a_transform_is_named_if_what_follows_it_differs(wrong):
+    class Doubled(Layer if wrong == "layer" else nnx.Linear):
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+    model = nnx.eval_shape(lambda: Remat(nnx.Rngs(0)))
+    object.__setattr__(getattr(model, wrong), "__class__", Doubled)
+    divergence = parity.compare(LinenRemat(), None, model, X).divergence
+    assert names(divergence) == [wrong, wrong]
+    assert divergence.linen.seen is (wrong == "head")
+
+
+def test_settings_are_flags_numbers_names_and_dtypes():
+    class Odd(nnx.Module):
+        def __init__(self):
+            self.dtype, self.param_dtype = "my own", jnp.bfloat16
+            self.rate, self.act, self.kernel_init = 0.5, nnx.relu, nnx.relu
+            self.weight = nnx.Param(jnp.ones(2))
+
+        def __call__(self, x, flag):
+            return x
+
+    model = Odd()
+    (call,) = record_nnx(model, lambda: model(X, flag=True))
+    assert call.settings == {
+        "dtype": "my own",
+        "param_dtype": "bfloat16",
+        "rate": 0.5,
+        "act": "relu",
+        "flag": True,
+    }
 
 
 def test_a_method_of_a_base_class_is_one_call():

@@ -15,7 +15,8 @@ CHECKS = {  # gradients cost most and take the same path in both modes
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_parity_is_proved(name, nnx_mode):
-    report = PAIRS[name].compare(jit=True, checks=CHECKS[nnx_mode])
+    jit = name != "transformer"  # whose equal blocks compile once if run op by op
+    report = PAIRS[name].compare(jit=jit, checks=CHECKS[nnx_mode])
     assert report.failure == ""
     assert report.largest_difference == 0
     assert {row.check for row in report.rows} == CHECKS[nnx_mode]

@@ -12,6 +12,7 @@ from flax import nnx
 
 from linen2nnx import mapping, parity
 from linen2nnx.parity import ParityError, Tolerance
+from linen2nnx.randomness import same_keys
 from tests.model_pairs import MLP, PAIRS, floats
 
 X = floats(3, 4)
@@ -95,6 +96,32 @@ def test_train_mode_with_the_same_keys(nnx_mode):
     report = parity.compare(LinenNet(), None, other, X, **keywords)
     assert report.divergence.nnx.path == "dropout"
     assert "rate is 0.5 in Linen and 0.4 in nnx" in report.failure
+
+
+def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(nnx_mode):
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.RNN(nn.LSTMCell(4, name="cell"))(x)
+            first = nn.Dropout(0.5, deterministic=False)(x)
+            return first, nn.Dropout(0.5, deterministic=False)(x)
+
+    class Port(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs))
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.rnn(x)
+            return self.dropout(x), self.dropout(x)
+
+    x = floats(2, 3, 4)
+    keywords = {"rename": {"cell": "rnn/cell"}, "randomness": "same keys"}
+    model = nnx.eval_shape(lambda: Port(nnx.Rngs(0)))
+    parity.assert_parity(Linen(), None, model, x, checks=["outputs"], **keywords)
+    dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    with same_keys(jax.random.key(0)):
+        assert not np.array_equal(dropout(x), dropout(x))
 
 
 def test_statistics_of_random_outputs():
@@ -282,7 +309,21 @@ def test_linen_updates_what_variables_do_not_hold():
         X,
         call=lambda model, x: model.out(x),
     )
-    assert "a collection that variables do not hold" in error.__notes__[-1]
+    assert "Linen may update the collections that variables hold" in error.__notes__[-1]
+
+
+def test_a_function_does_not_show_what_linen_updates():
+    module = PAIRS["resnet"].linen
+    variables, model = PAIRS["resnet"].values
+
+    def forgets(variables, x):
+        return module.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+    (x,) = PAIRS["resnet"].inputs
+    checks = ["outputs", "state"]
+    report = parity.compare(forgets, variables, model, x, checks=checks)
+    assert report.failed == "state"
+    assert "linen_module is a function, whose updates are not seen" in report.failure
 
 
 def test_an_unbound_module_in_a_function():
