@@ -48,8 +48,6 @@ _GATES: dict[type, dict[str, tuple[str, ...]]] = {
     nnx.GRUCell: {"dense_i": ("ir", "iz", "in"), "dense_h": ("hr", "hz", "hn")},
     nnx.SimpleCell: {"dense_i": ("i",), "dense_h": ("h",)},
 }
-
-
 _VALUE = jax.tree_util.GetAttrKey("value")  # of an nnx Variable, or of a box
 
 

@@ -22,7 +22,12 @@ ROOT = Path(__file__).parents[1]
 SECONDS_PER_MUTANT = 120
 TESTS = {  # of the library; those of a twin go by its name
     "arguments": ["tests/test_entry_arguments.py", "tests/test_suite.py"],
-    "mapping": ["tests/test_mapping.py", "tests/test_suite.py"],
+    "mapping": [
+        "tests/test_mapping.py",
+        "tests/test_mapping_layers.py",
+        "tests/test_mapping_trees.py",
+        "tests/test_suite.py",
+    ],
     "parity": ["tests/test_parity.py", "tests/test_suite.py"],
     "suite": ["tests/test_suite.py", "tests/test_cli.py"],
     "report": ["tests/test_check.py"],
