@@ -202,6 +202,22 @@ def test_ambiguous_suggestions_say_so():
     assert '"a_10": "fc2",  # or a_2' in str(error.value)
 
 
+def test_the_largest_module_is_suggested_first():
+    layers = dense("inner", "outer")["params"]
+    variables = {"params": {"Block_0": layers, **dense("Dense_0")["params"]}}
+
+    def linear():
+        return nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+    block = nnx.Dict(inner=linear(), outer=linear())
+    model = nnx.Dict(a=linear(), b=nnx.Dict(c=block))
+    with pytest.raises(MappingError) as error:
+        mapping.table(variables, model)
+    rename = eval(str(error.value).split("rename=")[1])
+    assert rename == {"Block_0": "b/c", "Dense_0": "a"}
+    assert "# or" not in str(error.value)
+
+
 def test_suggestions_for_leaves_at_the_top():
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
     with pytest.raises(MappingError) as error:
@@ -387,6 +403,12 @@ def test_a_cell_below_an_automatic_name(kind):
     with pytest.raises(MappingError) as error:
         mapping.table(variables, model)
     assert '{\n        "OptimizedLSTMCell_0": "rnn/cell",\n    }' in str(error.value)
+
+
+def test_a_rename_of_a_merged_layer_is_taken_at_its_word():
+    variables = lstm_variables()
+    with pytest.raises(MappingError, match=r"looked for params/fused/kernel\)"):
+        mapping.table(variables, lstm(), rename={"fused": "dense_i"})
 
 
 def test_merged_leaves_keep_their_boxes():

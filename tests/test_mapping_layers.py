@@ -398,6 +398,13 @@ def test_the_recurrent_bias_of_gru_is_named_below_other_modules():
         mapping.table(variables, model, rename={"GRUCell_0": "rnn/cell"})
 
 
+def test_another_bias_of_a_gru_is_one_leaf_too_many():
+    variables = gru_variables()
+    variables["params"]["hr"]["bias"] = variables["params"]["hn"].pop("bias")
+    with pytest.raises(MappingError, match=r"no nnx leaf takes:\n    params/hr/bias"):
+        mapping.table(variables, gru())
+
+
 def test_a_gru_without_its_recurrent_bias_is_the_same_if_that_is_zero():
     variables = gru_variables()
     variables["params"]["hn"]["bias"] *= 0
