@@ -591,9 +591,10 @@ class _Problems:
         for kind, entries in self.by_kind.items():
             lines += [f"{kind}:", *(f"    {entry}" for entry in entries)]
         if self.suggestions:
+            choice = any("  # or " in line for line in self.suggestions)
+            why = " (where there is a choice, by the order of names)" if choice else ""
             lines += [
-                "Same leaves, shapes and dtypes, so perhaps (where a line has another "
-                "choice, only the order of names speaks for it):",
+                f"Same leaves, shapes and dtypes, so perhaps{why}:",
                 "    rename={",
             ]
             lines += [f"        {line}" for line in self.suggestions]
