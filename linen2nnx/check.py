@@ -16,6 +16,11 @@ from linen2nnx.pytest_run import PytestRun
 from linen2nnx.report import Outcome, Results, is_pitfall, largest
 
 MODES = ("graph", "tree")
+# Processes share compiled programs; one that reads what another writes compiles anew.
+WARNINGS = (
+    "filterwarnings=always\n"
+    "ignore:Error (reading|writing) persistent compilation cache entry:UserWarning"
+)
 
 
 class CheckError(RuntimeError):
@@ -77,7 +82,7 @@ def compilation_cache(folder: str | Path) -> dict[str, str]:
 def options(mode: str) -> list[str]:
     """Pytest's options for the parity tests in one mode."""
     return [
-        *("--override-ini", "filterwarnings=always"),
+        *("--override-ini", WARNINGS),
         *("--override-ini", "python_files=test_*.py"),
         *("--continue-on-collection-errors", "--nnx-mode", mode),
     ]

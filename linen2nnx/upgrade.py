@@ -21,7 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from linen2nnx import bytecodes, environments, expected, releases, suite
-from linen2nnx.check import Seen, compilation_cache, options, problem_name
+from linen2nnx.check import (
+    WARNINGS,
+    Seen,
+    compilation_cache,
+    options,
+    problem_name,
+)
 from linen2nnx.environments import (
     Children,
     Environment,
@@ -421,7 +427,7 @@ class _Work:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         run = PytestRun(
             [tests],
-            ["--override-ini", "filterwarnings=always", "--nnx-mode", mode],
+            ["--override-ini", WARNINGS, "--nnx-mode", mode],
             environments.isolated(self.root)
             | compilation_cache(self.folder / environment.folder.name)
             | {"NNX_GRAPH_MODE": str(mode == "graph")},

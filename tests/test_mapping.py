@@ -196,7 +196,7 @@ def test_every_mismatch_is_listed_with_renames_to_paste():
 
 def test_ambiguous_suggestions_say_so():
     model = TwoLayers(nnx.Rngs(0), features=(3, 3))
-    with pytest.raises(MappingError, match="only the order of names") as error:
+    with pytest.raises(MappingError, match="by the order of names") as error:
         mapping.table(dense("a_10", "a_2", shape=(3, 3)), model)
     assert '"a_2": "fc1",  # or a_10' in str(error.value)
     assert '"a_10": "fc2",  # or a_2' in str(error.value)
