@@ -58,6 +58,9 @@ TESTS = {  # by problem: what its test file holds
         def test_warns(nnx_mode):
             for _ in range(2):
                 warnings.warn("old name", DeprecationWarning)
+            warnings.warn(
+                "Error reading persistent compilation cache entry for 'jit_f': error -5"
+            )
     """,
     "state/without_tests": "",
 }
@@ -132,7 +135,7 @@ def test_failures_say_which_path_and_how_far(results):
     assert "No module named 'nowhere'" in failed_import[0]["message"]
 
 
-def test_warnings_are_listed_once(results):
+def test_warnings_are_listed_once_and_none_of_the_shared_cache(results):
     (warning,) = results.problems["state/warning"]["graph"].warnings
     assert warning["message"] == "DeprecationWarning: old name"
     assert warning["where"].endswith("parity_tests/state/test_warning.py:5")
