@@ -321,7 +321,7 @@ def compare(
             "--input",
             metavar="SPEC",
             help="What both are called with, in order: float32[8,32], bool[8], "
-            "int32[4,16]<100, x.npy, x.npz, or by keyword: mask=bool[4,16].",
+            "'int32[4,16]<100', x.npy, x.npz, or by keyword: mask=bool[4,16].",
         ),
     ],
     linen_kwargs: Annotated[

@@ -71,16 +71,16 @@ def test_keyword_inputs_of_either_side(jit, nnx_mode):
 def test_a_positional_flag_is_static():
     class Flag(nn.Module):
         @nn.compact
-        def __call__(self, x, train):
+        def __call__(self, train, x):
             return nn.Dense(2)(x) if train else x
 
     parity.assert_parity(
         Flag(),
         None,
         nnx.eval_shape(lambda: nnx.Linear(4, 2, rngs=nnx.Rngs(0))),
-        X,
         True,
-        call=lambda model, x, train: model(x),
+        X,
+        call=lambda model, train, x: model(x),
         rename={"Dense_0/kernel": "kernel", "Dense_0/bias": "bias"},
         jit=True,
     )
