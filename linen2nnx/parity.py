@@ -324,10 +324,12 @@ def random_pair(
 ) -> tuple[Variables, nnx.Module]:
     """Variables and a model that hold the same random values in every leaf.
 
-    Parameters are drawn from a standard normal distribution. Every other floating leaf
-    (statistics, caches) is drawn from [0.5, 1.5), so that a variance stays positive,
-    and integers from 0 to 9. Fresh initial values would hide errors: two biases that
-    are both zero look the same wherever they went.
+    Parameters are drawn from a normal distribution. Its deviation is 1; of two axes or
+    more it is one over the root of the product of all axes but the last, so that what
+    passes through many layers stays of a size at which no small error is rounded away.
+    Every other floating leaf (statistics, caches) is drawn from [0.5, 1.5), so that a
+    variance stays positive, and integers from 0 to 9. Fresh initial values would hide
+    errors: two biases that are both zero look the same wherever they went.
 
     Args:
         linen_target: gives the structure of the variables, for instance
@@ -351,7 +353,8 @@ def random_pair(
         if not is_float(leaf):
             values = rng.integers(0, 10, leaf.shape)
         elif path[0].key == "params":
-            values = rng.standard_normal(leaf.shape)
+            fan_in = math.prod(leaf.shape[:-1])
+            values = rng.standard_normal(leaf.shape) / max(fan_in, 1) ** 0.5
         else:
             values = rng.uniform(0.5, 1.5, leaf.shape)
         return jnp.asarray(values.astype(leaf.dtype))
