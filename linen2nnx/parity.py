@@ -45,6 +45,7 @@ CHECKS = (
     "optimizer step",
     "round trip",
 )
+GRADIENTS = ("gradients", "optimizer step")
 ADVICE = {  # what to do about an error of the Linen side
     flax.errors.InvalidRngError: (
         "The Linen side draws random numbers. Set its mode, such as "
@@ -639,7 +640,7 @@ class _Comparison:
 
     def located(self, rows: Sequence[Row]) -> tuple[Divergence | None, str]:
         """Where the check that differs first does, and the same in words."""
-        wrong = [row.path for row in rows if row.check == self.check and row.note]
+        wrong = [row for row in rows if row.check == self.check and row.note]
         if self.check == "structure" and wrong:
             return None, (
                 "nnx_model does not hold the values of variables; "
@@ -654,8 +655,9 @@ class _Comparison:
             return None, f"no module is named: op by op, {kind}: {error}"
         return found, str(found)
 
-    def _divergence(self, wrong: Sequence[str]) -> Divergence:
+    def _divergence(self, wrong: Sequence[Row]) -> Divergence:
         """Where the forward passes first differ; `wrong` are the leaves that do."""
+        paths = [row.path for row in wrong]
         graphdef, state = self.nnx_values
         model = nnx.merge(graphdef, _snapshot(state))
         linen_calls = modules.record_linen(
@@ -683,15 +685,21 @@ class _Comparison:
             elif found.compared:
                 hints.append("the output is changed after the last of these calls")
         if self.check == "state" and not found.found:
-            names = dict.fromkeys(_module(path, 1) for path in wrong)
+            names = dict.fromkeys(_module(path, 1) for path in paths)
             hints.append(f"what is kept differs, in {', '.join(names)}")
             if not self.returns_state:
                 hints.append(
                     "linen_module is a function, whose updates are not seen; give the "
                     "module, or leave out the check 'state'"
                 )
+        largest = max((row.difference for row in wrong), default=0.0)
+        if self.check in GRADIENTS and 0 < largest <= modules.ROUNDING:
+            hints.append(
+                f"none differs by more than {largest:.2g}, which may be rounding; if "
+                "one side sums in another order, tolerance= takes that as its cause"
+            )
         if self.check == "gradients" and not found.found:
-            hints += _gradient_hints({_module(path, 2) for path in wrong}, linen_calls)
+            hints += _gradient_hints({_module(path, 2) for path in paths}, linen_calls)
         if self.check == "optimizer step" and "gradients" in self.checks:
             hints.append("the gradients match: what the optimizer updates differs")
         return dataclasses.replace(found, hints=tuple(hints))

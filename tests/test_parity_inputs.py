@@ -98,7 +98,10 @@ def test_train_mode_with_the_same_keys(nnx_mode):
     assert "rate is 0.5 in Linen and 0.4 in nnx" in report.failure
 
 
-def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(nnx_mode):
+@pytest.mark.parametrize("rnn_rngs", [None, True], ids=["rngs", "own stream"])
+def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(
+    nnx_mode, rnn_rngs
+):
     class Linen(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -108,7 +111,7 @@ def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(nnx_mode):
 
     class Port(nnx.Module):
         def __init__(self, rngs):
-            self.rnn = nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs))
+            self.rnn = nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs), rngs=rnn_rngs or rngs)
             self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
         def __call__(self, x):
@@ -122,6 +125,19 @@ def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(nnx_mode):
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     with same_keys(jax.random.key(0)):
         assert not np.array_equal(dropout(x), dropout(x))
+
+
+def test_a_gradient_that_differs_by_rounding_says_so():
+    class Rounded(nnx.Linear):
+        def __call__(self, x):
+            bias = self.bias[...]
+            nothing = bias - jax.lax.stop_gradient(bias)
+            return super().__call__(x) + 1e-7 * nothing
+
+    model = nnx.eval_shape(lambda: Rounded(3, 2, rngs=nnx.Rngs(0)))
+    report = parity.compare(nn.Dense(2), None, model, floats(5, 3))
+    assert report.failed == "gradients"
+    assert "which may be rounding; if one side sums in another order" in report.failure
 
 
 def test_statistics_of_random_outputs():
