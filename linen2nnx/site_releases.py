@@ -95,6 +95,8 @@ def changes_fragment(content: dict[str, Any]) -> str:
 def flax_jax_fragment() -> str:
     """Which flax and jax go together, newest flax first."""
     lines = [
+        '<div class="pairs" markdown>',
+        "",
         "| flax | Python | declares jax | newest jax it works with | the next one |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -107,7 +109,7 @@ def flax_jax_fragment() -> str:
             f"| {row.flax} | {row.requires_python} | {row.requires_jax} "
             f"| {row.newest_working_jax} | {following} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</div>"])
 
 
 def strip_fragment(name: str, content: dict[str, Any]) -> str:
