@@ -286,36 +286,6 @@ def parity_fragment(name: str, results: list[report.Results]) -> str:
     return "\n".join([summary, "", *lines, "", source, "{ .source }"])
 
 
-def releases_fragment(name: str, results: list[report.Results]) -> str:
-    """On which releases of flax the problem was run, and what came out."""
-    if not results:
-        return "No release is measured yet."
-    lines = []
-    for result in reversed(results):
-        env = result.environment
-        outcomes = result.problems.get(name, {})
-        verdicts = ", ".join(
-            f"{o.verdict} in {mode} mode" for mode, o in outcomes.items()
-        )
-        lines.append(
-            f"- **flax {env['flax']}** {verdicts or 'not run'} "
-            f"(jax {env['jax']}, Python {env['python']})"
-        )
-    style = "ok" if all(_holds(result, name) for result in results) else "bad"
-    return "\n".join(
-        [
-            f'<div class="releases {style}" markdown>',
-            "",
-            *lines,
-            "",
-            "</div>",
-            "",
-            "These are the releases that were run. Others may hold as well; "
-            "[run it](../upgrade.md) to know.",
-        ]
-    )
-
-
 def runs_fragment(results: list[report.Results]) -> str:
     """All parity runs, one per row."""
     if not results:
@@ -771,9 +741,7 @@ def write_fragments() -> None:
                 for part in (cost_fragment(name, overhead), bytecodes_fragment(name))
                 if part
             ),
-            f"{name}/releases.md": site_releases.strip_fragment(name, matrix)
-            if any(name in release["problems"] for release in matrix["releases"])
-            else releases_fragment(name, results),
+            f"{name}/releases.md": site_releases.strip_fragment(name, matrix),
             f"{name}/reference.md": reference_fragment(page),
         }
     shutil.rmtree(FRAGMENTS, ignore_errors=True)

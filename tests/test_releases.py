@@ -128,6 +128,9 @@ def test_the_matrix_page():
     strip = site_releases.strip_fragment("state/a", CONTENT)
     assert 'class="releases bad"' in strip
     assert "- **flax 0.12.9** holds (jax 0.8.1, Python 3.12.1)" in strip
+    strip = site_releases.strip_fragment("state/new", CONTENT)
+    assert 'class="releases bad"' in strip
+    assert strip.count("not run") == 3
     table = site_releases.flax_jax_fragment()
     assert "| 0.12.12 | >=3.12 | >=0.11.1 | 0.12.0.1 | none is out |" in table
 
