@@ -670,7 +670,7 @@ class _Comparison:
         found = modules.first_divergence(
             linen_calls,
             nnx_calls,
-            rename=self.rename,
+            rename=_module_names(self.linen_values, model, self.rename),
             tolerance=self.tolerance.get("outputs"),
         )
         hints = [*found.hints]
@@ -760,6 +760,19 @@ class _Comparison:
             return result
 
         return run
+
+
+def _module_names(
+    variables: Variables, model: nnx.Module, rename: Mapping[str, str]
+) -> dict[str, str]:
+    """The nnx path of every Linen module that the mapping of leaves tells."""
+    names = {}
+    for row in mapping.table(variables, model, rename=rename):
+        linen, _, leaf = row.linen.partition("/")[2].rpartition("/")
+        ours, _, nnx_leaf = row.nnx.rpartition("/")
+        if linen and ours and leaf == nnx_leaf and row.columns is None:
+            names[linen] = ours
+    return names | dict(rename)
 
 
 def _module(path: str, prefix: int) -> str:

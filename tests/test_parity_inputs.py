@@ -127,6 +127,28 @@ def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(
         assert not np.array_equal(dropout(x), dropout(x))
 
 
+def test_modules_in_a_dict_are_paired_as_their_leaves_are():
+    class Linen(nn.Module):
+        def setup(self):
+            self.heads = {"left": nn.Dense(3), "right": nn.Dense(3)}
+
+        def __call__(self, x):
+            return self.heads["right"](nn.relu(self.heads["left"](x)))
+
+    class Port(nnx.Module):
+        def __init__(self, rngs):
+            left, right = (nnx.Linear(3, 3, rngs=rngs) for _ in range(2))
+            self.heads = nnx.Dict(left=left, right=right)
+
+        def __call__(self, x):
+            return self.heads["right"](self.heads["left"](x))
+
+    model = nnx.eval_shape(lambda: Port(nnx.Rngs(0)))
+    found = parity.compare(Linen(), None, model, floats(8, 3)).divergence
+    assert (found.linen.path, found.nnx.path) == ("heads_right", "heads/right")
+    assert found.matched[1].path == "heads/left"
+
+
 def test_a_gradient_that_differs_by_rounding_says_so():
     class Rounded(nnx.Linear):
         def __call__(self, x):
