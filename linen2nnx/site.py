@@ -75,12 +75,21 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
     "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
+    "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",
     "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
     "flax.linen.Module.apply": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.apply"
     ),
     "flax.nnx.Optimizer.update": (
         NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer.update"
+    ),
+    "flax.traverse_util.flatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.flatten_dict"
+    ),
+    "flax.traverse_util.unflatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.unflatten_dict"
     ),
     "flax.traverse_util.path_aware_map": (
         "https://flax.readthedocs.io/en/latest/api_reference/"

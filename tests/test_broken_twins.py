@@ -136,6 +136,30 @@ state/pure_update linen test_params_only
 state/pure_update linen test_every_leaf
     stddev * jax
     -stddev * jax
+definition/compact_mlp nnx test_model
+    x = nnx.relu(self.hidden(x))
+    x = self.hidden(x)
+definition/compact_mlp nnx test_nested
+    self.output(nnx.relu(self.hidden(x)))
+    nnx.relu(self.output(self.hidden(x)))
+definition/compact_mlp nnx test_loop
+    nnx.relu(layer(x))
+    layer(nnx.relu(x))
+definition/compact_mlp nnx test_load_params
+    nnx.update(model, new)
+    pass
+definition/compact_mlp linen test_nested
+    nn.relu(nn.Dense(self.hidden)(x))
+    nn.Dense(self.hidden)(nn.relu(x))
+definition/compact_mlp linen test_load_params
+    {"Dense_0": "output", "Dense_1": "hidden"}
+    {"Dense_0": "hidden", "Dense_1": "output"}
+definition/compact_mlp linen test_load_params
+    {names[name]: layer for name, layer in params.items()}
+    params
+definition/compact_mlp linen test_load_params_of_a_loop
+    f"layers_{i}"
+    f"layers_{num_layers - 1 - i}"
 """
 
 

@@ -13,6 +13,7 @@ GOOD = {
     "seed": 0,
     "x": np.arange(1.0, 4.0),
     "features": 2,
+    "hidden": 2,
     "num_layers": 2,
     "num_old_layers": 1,
     "num_extra_layers": 1,
@@ -31,6 +32,7 @@ ENTRIES = {
     ),
     "state/zero_by_path": ("state_zero_kernel", "seed x features"),
     "state/pure_update": ("pure_state_update", "seed x features scale"),
+    "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
 }
 NO_NUMBER = [
     True,
@@ -74,9 +76,14 @@ BAD = {
 }
 BAD["num_layers"] = BAD["num_old_layers"] = BAD["features"]
 BAD["scale"] = BAD["replacement_value"]
+BAD["hidden"] = BAD["features"]
 
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
+SQUARE = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layers
+    "definition/compact_mlp": ("Dense_0", {"Dense_1": SQUARE}),
+}
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
     "text": "params",
@@ -140,6 +147,9 @@ def test_bad_starting_variables_are_named(problem, wrong):
         arguments["num_layers"] = 1
     if layered and isinstance(got, dict) and "params" in got:
         got = {**got, "params": {"layers_0": got["params"]}}
+    if problem in WITHIN and isinstance(got, dict) and "params" in got:
+        name, others = WITHIN[problem]
+        got = {**got, "params": {name: got["params"], **others}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
@@ -179,6 +189,7 @@ def test_good_starting_variables_replace_those_of_the_seed(kind, dtype):
 ODD = {  # by argument: values that are the same as the good one
     "seed": [0.0, np.int8(0), np.float64(0), jnp.int32(0), np.asarray(0.0)],
     "features": [2.0, np.int64(2), np.float32(2), jnp.float32(2), np.asarray(2)],
+    "hidden": [2.0, np.uint8(2), np.float16(2)],
     "num_layers": [2.0, np.uint8(2), np.float16(2)],
     "num_old_layers": [1.0, np.uint8(1)],
     "num_extra_layers": [1.0, np.uint8(1)],
