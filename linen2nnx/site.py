@@ -61,6 +61,13 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.linen.relu": (
         LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.relu"
     ),
+    "flax.linen.initializers.ones": (
+        LINEN_API + "flax.linen/initializers.html#flax.linen.initializers.ones"
+    ),
+    "flax.linen.sigmoid": (
+        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.sigmoid"
+    ),
+    "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
     "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
     "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
     "flax.nnx.Module": NNX_API + "module.html#flax.nnx.Module",
@@ -70,9 +77,11 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.Param": NNX_API + "variables.html#flax.nnx.Param",
     "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
     "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
+    "flax.nnx.data": NNX_API + "object.html#flax.nnx.data",
     "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
     "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
     "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
+    "flax.nnx.sigmoid": NNX_API + "nn/activations.html#flax.nnx.sigmoid",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
     "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
     "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",

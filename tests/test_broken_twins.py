@@ -160,6 +160,39 @@ definition/compact_mlp linen test_load_params
 definition/compact_mlp linen test_load_params_of_a_loop
     f"layers_{i}"
     f"layers_{num_layers - 1 - i}"
+definition/setup_submodules nnx test_model
+    value=nnx.Linear(features, features, rngs=rngs)
+    values=nnx.Linear(features, features, rngs=rngs)
+definition/setup_submodules nnx test_model
+    self.heads["value"](x) * gate
+    self.heads["value"](x)
+definition/setup_submodules nnx test_apply_head
+    model.heads[name](model.body(x))
+    model.heads["value"](model.body(x))
+definition/setup_submodules nnx test_activations
+    outputs.append(x)
+    outputs.insert(0, x)
+definition/setup_submodules nnx test_add_layer
+    model.layers.append(layer)
+    model.layers.insert(0, layer)
+definition/setup_submodules nnx test_add_layer
+    model.layers.append(layer)
+    pass
+definition/setup_submodules nnx test_scales
+    x = nnx.relu(x * scale[...])
+    x = x * nnx.relu(scale[...])
+definition/setup_submodules linen test_model
+    gate = nn.sigmoid(self.heads["gate"](x))
+    gate = self.heads["gate"](x)
+definition/setup_submodules linen test_add_layer
+    f"layers_{module.num_layers}"
+    f"layers_{module.num_layers - 1}"
+definition/setup_submodules linen test_apply_head
+    m.heads[name](m.body(x))
+    m.heads["gate"](m.body(x))
+definition/setup_submodules linen test_scales
+    x * scale
+    x + scale
 """
 
 

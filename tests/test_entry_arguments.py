@@ -33,6 +33,7 @@ ENTRIES = {
     "state/zero_by_path": ("state_zero_kernel", "seed x features"),
     "state/pure_update": ("pure_state_update", "seed x features scale"),
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
+    "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
 }
 NO_NUMBER = [
     True,
@@ -83,6 +84,10 @@ LAYERED = {"params": {"layers_0": DENSE}}
 SQUARE = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
 WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layers
     "definition/compact_mlp": ("Dense_0", {"Dense_1": SQUARE}),
+    "definition/setup_submodules": (
+        "layers_0",
+        {"heads_value": SQUARE, "heads_gate": SQUARE},
+    ),
 }
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
@@ -145,10 +150,8 @@ def test_bad_starting_variables_are_named(problem, wrong):
     layered = "num_layers" in arguments or "num_old_layers" in arguments
     if "num_layers" in arguments:
         arguments["num_layers"] = 1
-    if layered and isinstance(got, dict) and "params" in got:
-        got = {**got, "params": {"layers_0": got["params"]}}
-    if problem in WITHIN and isinstance(got, dict) and "params" in got:
-        name, others = WITHIN[problem]
+    if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
+        name, others = WITHIN.get(problem, ("layers_0", {}))
         got = {**got, "params": {name: got["params"], **others}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
