@@ -193,6 +193,36 @@ definition/setup_submodules linen test_apply_head
 definition/setup_submodules linen test_scales
     x * scale
     x + scale
+randomness/dropout_same_mask nnx test_model
+    self.dropout(self.linear(x), rngs=key)
+    self.linear(self.dropout(x, rngs=key))
+randomness/dropout_same_mask nnx test_model
+    self.dropout(self.linear(x), rngs=key)
+    self.dropout(self.linear(x))
+randomness/dropout_same_mask nnx test_linen_run
+    return model(x, drawn)
+    return model(x, key)
+randomness/dropout_same_mask nnx test_linen_run
+    bound.dropout.make_rng("dropout")
+    bound.make_rng("dropout")
+randomness/dropout_same_mask nnx test_apply_mask
+    y / (1 - model.dropout.rate)
+    y / model.dropout.rate
+randomness/dropout_same_mask nnx test_run_steps
+    [model(x, rngs) for
+    [model(x, key) for
+randomness/dropout_same_mask linen test_model
+    deterministic=False
+    deterministic=True
+randomness/dropout_same_mask linen test_apply_mask
+    jnp.where(mask, y / (1 - module.rate), 0)
+    jnp.where(mask, y, 0)
+randomness/dropout_same_mask linen test_run_steps
+    jax.random.fold_in(key, i)
+    jax.random.fold_in(key, i + 1)
+randomness/dropout_same_mask linen test_linen_run
+    {"dropout": key}
+    {"dropout": jax.random.fold_in(key, 1)}
 """
 
 

@@ -19,6 +19,7 @@ GOOD = {
     "num_extra_layers": 1,
     "replacement_value": 0.5,
     "scale": 0.5,
+    "rate": 0.5,
 }
 ENTRIES = {
     "surgery/replace_kernel": ("replace_kernel", "seed x features replacement_value"),
@@ -34,6 +35,7 @@ ENTRIES = {
     "state/pure_update": ("pure_state_update", "seed x features scale"),
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
+    "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
 }
 NO_NUMBER = [
     True,
@@ -54,6 +56,7 @@ BAD = {
     "features": [*NO_COUNT, 0, 0.0, np.float64(0), 2**31],
     "num_extra_layers": NO_COUNT,
     "replacement_value": [*NO_NUMBER, NAN, INF, -INF, np.float32(NAN)],
+    "rate": [*NO_NUMBER, NAN, INF, -INF, -0.1, 1, 1.0, np.float64(1), 1.5],
     "x": [
         "1 2 3",
         None,
@@ -88,6 +91,7 @@ WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layer
         "layers_0",
         {"heads_value": SQUARE, "heads_gate": SQUARE},
     ),
+    "randomness/dropout_same_mask": ("linear", {}),
 }
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
@@ -198,6 +202,7 @@ ODD = {  # by argument: values that are the same as the good one
     "num_extra_layers": [1.0, np.uint8(1)],
     "replacement_value": [np.float32(0.5), np.float64(0.5), jnp.float32(0.5)],
     "scale": [np.float32(0.5), np.float64(0.5), jnp.bfloat16(0.5)],
+    "rate": [np.float32(0.5), np.float64(0.5), jnp.bfloat16(0.5)],
     "x": [
         np.arange(1, 4),
         np.arange(1, 4, dtype=np.uint8),
@@ -229,3 +234,5 @@ def test_numbers_may_come_in_other_forms(side, problem):
 def test_seeds_of_32_bits(side, seed):
     assert entry(side, "state/pure_update")(seed, [1.0], 1, 1.0).shape == (1,)
     assert entry(side, "surgery/warm_start")(seed, [1.0], 1, 0, 1).shape == (1,)
+    dropout = entry(side, "randomness/dropout_same_mask")
+    assert dropout(seed, [1.0], 1, 0.5).shape == (1,)
