@@ -156,7 +156,7 @@ def test_an_unclosed_section_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "examples"),
     [
-        ("arguments", 4),
+        ("arguments", 6),
         ("compare", 2),
         ("differences", 2),
         ("divergence", 6),
