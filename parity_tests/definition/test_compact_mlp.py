@@ -154,6 +154,8 @@ def test_load_params_takes_all_or_nothing(wrong):
         del params["Dense_0"]["bias"]
     with pytest.raises(ValueError, match="a path or a shape differs"):
         nnx_side.load_params(model, params, nnx_side.NAMES)
+    with pytest.raises(KeyError, match="Dense_2"):
+        nnx_side.load_params(model, {"Dense_2": params["Dense_0"]}, nnx_side.NAMES)
     parity.assert_equal(before, nnx.to_pure_dict(nnx.state(model)))
 
 

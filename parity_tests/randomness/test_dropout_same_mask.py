@@ -238,6 +238,15 @@ def test_pitfall_making_a_dropout_shifts_the_layers_made_after_it():
     assert same(*kernels(nnx.Rngs(params=0, dropout=1)))
 
 
+def test_pitfall_a_rate_is_not_checked():
+    for rate in (1.0, 1.5, 50.0):
+        parity.assert_equal(0 * ONES, linen_dropout({"dropout": KEY}, rate))
+        parity.assert_equal(0 * ONES, nnx.Dropout(rate)(jnp.array(ONES), rngs=KEY))
+    scaled = ONES / 1.5
+    parity.assert_equal(scaled, linen_dropout({"dropout": KEY}, -0.5))
+    parity.assert_equal(scaled, nnx.Dropout(-0.5)(jnp.array(ONES), rngs=KEY))
+
+
 def test_pitfall_reseed_of_a_stream_that_is_the_default_one():
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     untouched = nnx.clone(dropout)
