@@ -80,6 +80,26 @@ def number(name: str, got: Any) -> float:
     return value
 
 
+def rate(name: str, got: Any) -> float:
+    """A real number from 0 and below 1, as a Python float: a share to drop.
+
+    At 1 a dropout layer would return zeros, whatever its key.
+
+    Raises:
+        TypeError: if it is no real number, or a bool.
+        ValueError: if it is nan, negative, or not below 1.
+
+    Example:
+        >>> rate("rate", 0)
+        0.0
+    """
+    takes = "a number from 0 and below 1"
+    value = float(_real(name, got, takes))
+    if not 0 <= value < 1:
+        _wrong(ValueError, name, got, takes)
+    return value
+
+
 def vector(name: str, got: Any) -> jax.Array:
     """A real array of shape (n,), n >= 1; integers become float32.
 

@@ -57,11 +57,20 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
         LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.freeze"
     ),
     "flax.linen.Dense": LINEN_API + "flax.linen/layers.html#flax.linen.Dense",
+    "flax.linen.Dropout": LINEN_API + "flax.linen/layers.html#flax.linen.Dropout",
     "flax.linen.Module": LINEN_API + "flax.linen/module.html#flax.linen.Module",
     "flax.linen.compact": LINEN_API + "flax.linen/decorators.html#flax.linen.compact",
     "flax.linen.relu": (
         LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.relu"
     ),
+    "flax.linen.initializers.ones": (
+        LINEN_API + "flax.linen/initializers.html#flax.linen.initializers.ones"
+    ),
+    "flax.linen.sigmoid": (
+        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.sigmoid"
+    ),
+    "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
+    "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
     "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
     "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
     "flax.nnx.Module": NNX_API + "module.html#flax.nnx.Module",
@@ -71,17 +80,36 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.Param": NNX_API + "variables.html#flax.nnx.Param",
     "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
     "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
+    "flax.nnx.clone": NNX_API + "graph.html#flax.nnx.clone",
+    "flax.nnx.data": NNX_API + "object.html#flax.nnx.data",
     "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
     "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
     "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
+    "flax.nnx.reseed": NNX_API + "rnglib.html#flax.nnx.reseed",
+    "flax.nnx.sigmoid": NNX_API + "nn/activations.html#flax.nnx.sigmoid",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
     "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
+    "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",
     "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
     "flax.linen.Module.apply": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.apply"
     ),
+    "flax.linen.Module.bind": (
+        LINEN_API + "flax.linen/module.html#flax.linen.Module.bind"
+    ),
+    "flax.linen.Module.make_rng": (
+        LINEN_API + "flax.linen/module.html#flax.linen.Module.make_rng"
+    ),
     "flax.nnx.Optimizer.update": (
         NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer.update"
+    ),
+    "flax.traverse_util.flatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.flatten_dict"
+    ),
+    "flax.traverse_util.unflatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.unflatten_dict"
     ),
     "flax.traverse_util.path_aware_map": (
         "https://flax.readthedocs.io/en/latest/api_reference/"
@@ -121,10 +149,15 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
 METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a method is
     "linen": {
         "apply": "flax.linen.Module.apply",
+        "bind": "flax.linen.Module.bind",
         "init": "optax.GradientTransformation",
         "update": "optax.GradientTransformation",
     },
-    "nnx": {"update": "flax.nnx.Optimizer.update"},
+    "nnx": {
+        "bind": "flax.linen.Module.bind",
+        "make_rng": "flax.linen.Module.make_rng",
+        "update": "flax.nnx.Optimizer.update",
+    },
 }
 ALIASES = {"nn": "flax.linen", "nnx": "flax.nnx", "jnp": "jax.numpy"}
 ANNOTATIONS = ("jaxtyping.",)  # shapes in signatures; no part of an idiom

@@ -14,6 +14,7 @@ GOOD = {
     "seed": 0,
     "x": np.arange(1.0, 4.0),
     "features": 2,
+    "hidden": 2,
     "num_layers": 2,
     "num_old_layers": 1,
     "num_extra_layers": 1,
@@ -21,6 +22,7 @@ GOOD = {
     "scale": 0.5,
     "num_steps": 2,
     "learning_rate": 0.125,
+    "rate": 0.5,
 }
 GOOD_BATCH = {"x": np.arange(1.0, 7.0).reshape(2, 3), "y": np.ones((2, 2))}
 ENTRIES = {
@@ -39,6 +41,9 @@ ENTRIES = {
         "adam_losses",
         "seed x y num_layers num_steps learning_rate",
     ),
+    "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
+    "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
+    "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
 }
 NO_NUMBER = [
     True,
@@ -59,6 +64,7 @@ BAD = {
     "features": [*NO_COUNT, 0, 0.0, np.float64(0), 2**31],
     "num_extra_layers": NO_COUNT,
     "replacement_value": [*NO_NUMBER, NAN, INF, -INF, np.float32(NAN)],
+    "rate": [*NO_NUMBER, NAN, INF, -INF, -0.1, 1, 1.0, np.float64(1), 1.5],
     "x": [
         "1 2 3",
         None,
@@ -95,9 +101,19 @@ BAD_BATCH = {
     ]
 }
 BAD_BATCH["y"] = [*BAD_BATCH["x"], np.ones((1, 2)), jnp.ones((3, 2)), [[1.0, 2.0]]]
+BAD["hidden"] = BAD["features"]
 
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
+SQUARE = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layers
+    "definition/compact_mlp": ("Dense_0", {"Dense_1": SQUARE}),
+    "definition/setup_submodules": (
+        "layers_0",
+        {"heads_value": SQUARE, "heads_gate": SQUARE},
+    ),
+    "randomness/dropout_same_mask": ("linear", {}),
+}
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
     "text": "params",
@@ -170,8 +186,9 @@ def test_bad_starting_variables_are_named(problem, wrong):
     layered = "num_layers" in arguments or "num_old_layers" in arguments
     if "num_layers" in arguments:
         arguments["num_layers"] = 1
-    if layered and isinstance(got, dict) and "params" in got:
-        got = {**got, "params": {"layers_0": got["params"]}}
+    if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
+        name, others = WITHIN.get(problem, ("layers_0", {}))
+        got = {**got, "params": {name: got["params"], **others}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
@@ -211,11 +228,13 @@ def test_good_starting_variables_replace_those_of_the_seed(kind, dtype):
 ODD = {  # by argument: values that are the same as the good one
     "seed": [0.0, np.int8(0), np.float64(0), jnp.int32(0), np.asarray(0.0)],
     "features": [2.0, np.int64(2), np.float32(2), jnp.float32(2), np.asarray(2)],
+    "hidden": [2.0, np.uint8(2), np.float16(2)],
     "num_layers": [2.0, np.uint8(2), np.float16(2)],
     "num_old_layers": [1.0, np.uint8(1)],
     "num_extra_layers": [1.0, np.uint8(1)],
     "replacement_value": [np.float32(0.5), np.float64(0.5), jnp.float32(0.5)],
     "scale": [np.float32(0.5), np.float64(0.5), jnp.bfloat16(0.5)],
+    "rate": [np.float32(0.5), np.float64(0.5), jnp.bfloat16(0.5)],
     "x": [
         np.arange(1, 4),
         np.arange(1, 4, dtype=np.uint8),
@@ -270,3 +289,5 @@ def test_numbers_may_come_in_other_forms(side, problem, monkeypatch):
 def test_seeds_of_32_bits(side, seed):
     assert entry(side, "state/pure_update")(seed, [1.0], 1, 1.0).shape == (1,)
     assert entry(side, "surgery/warm_start")(seed, [1.0], 1, 0, 1).shape == (1,)
+    dropout = entry(side, "randomness/dropout_same_mask")
+    assert dropout(seed, [1.0], 1, 0.5).shape == (1,)
