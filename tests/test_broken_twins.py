@@ -136,6 +136,30 @@ state/pure_update linen test_params_only
 state/pure_update linen test_every_leaf
     stddev * jax
     -stddev * jax
+training/jit_train_step nnx test_train
+    nnx.relu(self.norm
+    nnx.gelu(self.norm
+training/jit_train_step nnx test_train
+    optimizer.update(model, grads)
+    pass
+training/jit_train_step nnx test_train
+    nnx.update((model, optimizer), state)
+    nnx.update(model, state[0])
+training/jit_train_step nnx test_train
+    return self.dropout(x, rngs=rngs)
+    return x
+training/jit_train_step nnx test_the_idioms_compute_the_same
+    return [step(x, y) for x, y in batches]
+    return [step(y, y) if x.shape == y.shape else step(-x, y) for x, y in batches]
+training/jit_train_step linen test_train
+    apply_gradients(grads=grads, **updates)
+    apply_gradients(grads=grads)
+training/jit_train_step linen test_train
+    (output - y) ** 2
+    jnp.abs(output - y)
+training/jit_train_step linen test_train
+    deterministic=not train
+    deterministic=train
 training/adam_optimizer nnx test_train_step
     nnx.relu(x) if i else x
     x

@@ -41,6 +41,10 @@ ENTRIES = {
         "adam_losses",
         "seed x y num_layers num_steps learning_rate",
     ),
+    "training/jit_train_step": (
+        "jit_train_step",
+        "seed x y num_layers num_steps learning_rate",
+    ),
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
     "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
