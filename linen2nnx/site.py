@@ -47,6 +47,7 @@ DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 LINEN_API = "https://flax-linen.readthedocs.io/en/latest/api_reference/"
 NNX_API = "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/"
 JAX_API = "https://docs.jax.dev/en/latest/_autosummary/"
+NNX_TRANSFORMS_GUIDE = "https://flax.readthedocs.io/en/latest/guides/transforms.html"
 OPTAX_API = "https://optax.readthedocs.io/en/latest/api/"
 REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.core.FrozenDict": (
@@ -55,12 +56,19 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.core.freeze": (
         LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.freeze"
     ),
+    "flax.linen.BatchNorm": LINEN_API + "flax.linen/layers.html#flax.linen.BatchNorm",
     "flax.linen.Dense": LINEN_API + "flax.linen/layers.html#flax.linen.Dense",
+    "flax.linen.Dropout": LINEN_API + "flax.linen/layers.html#flax.linen.Dropout",
     "flax.linen.Module": LINEN_API + "flax.linen/module.html#flax.linen.Module",
     "flax.linen.compact": LINEN_API + "flax.linen/decorators.html#flax.linen.compact",
     "flax.linen.relu": (
         LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.relu"
     ),
+    "flax.linen.remat": LINEN_API + "flax.linen/transformations.html#flax.linen.remat",
+    "flax.linen.scan": LINEN_API + "flax.linen/transformations.html#flax.linen.scan",
+    "flax.nnx.BatchNorm": NNX_API + "nn/normalization.html#flax.nnx.BatchNorm",
+    "flax.nnx.Carry": NNX_TRANSFORMS_GUIDE,
+    "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
     "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
     "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
     "flax.nnx.Module": NNX_API + "module.html#flax.nnx.Module",
@@ -69,13 +77,22 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     ),
     "flax.nnx.Param": NNX_API + "variables.html#flax.nnx.Param",
     "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
+    "flax.nnx.StateAxes": NNX_TRANSFORMS_GUIDE,
     "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
+    "flax.nnx.graphdef": NNX_API + "graph.html#flax.nnx.graphdef",
+    "flax.nnx.initializers.lecun_normal": (
+        NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
+    ),
     "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
     "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
     "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
+    "flax.nnx.remat": NNX_API + "transforms.html#flax.nnx.remat",
+    "flax.nnx.scan": NNX_API + "transforms.html#flax.nnx.scan",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
+    "flax.nnx.split_rngs": NNX_API + "rnglib.html#flax.nnx.split_rngs",
     "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
     "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
+    "flax.nnx.vmap": NNX_API + "transforms.html#flax.nnx.vmap",
     "flax.linen.Module.apply": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.apply"
     ),
@@ -101,7 +118,10 @@ METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a metho
     "nnx": {"update": "flax.nnx.Optimizer.update"},
 }
 ALIASES = {"nn": "flax.linen", "nnx": "flax.nnx", "jnp": "jax.numpy"}
-ANNOTATIONS = ("jaxtyping.",)  # shapes in signatures; no part of an idiom
+ANNOTATIONS = (
+    "collections.abc.",
+    "jaxtyping.",
+)  # shapes in signatures; no part of an idiom
 
 SNIPPET = re.compile(r'^( *)--8<-- "([^":]+)(?::(\w+))?"$')
 TEST = re.compile(r"parity_tests/\w+/test_\w+\.py::test_\w+")

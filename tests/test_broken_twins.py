@@ -136,6 +136,45 @@ state/pure_update linen test_params_only
 state/pure_update linen test_every_leaf
     stddev * jax
     -stddev * jax
+transforms/scan_over_layers nnx test_scanned_mlp
+    x + nnx.relu(self.dense(x))
+    nnx.relu(self.dense(x))
+transforms/scan_over_layers nnx test_scanned_mlp
+    in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+    in_axes=(nnx.Carry, 0), out_axes=nnx.Carry, reverse=True
+transforms/scan_over_layers nnx test_scanned_mlp
+    return forward(self.proj(x), self.layers)
+    return forward(forward(self.proj(x), self.layers), self.layers)
+transforms/scan_over_layers nnx test_each_layer_has_its_own_initial_values_and_masks
+    return DropoutBlock(features, rate, rngs=rngs)
+    return DropoutBlock(features, rate, rngs=nnx.Rngs(0))
+transforms/scan_over_layers nnx test_stack_and_unstack
+    leaf[i], state
+    leaf[0], state
+transforms/scan_over_layers nnx test_stack_and_unstack
+    layer in layers]  #
+    layer in layers[::-1]]  #
+transforms/scan_over_layers nnx test_dropout_stack
+    self.dropout(self.norm(self.dense(x)))
+    self.norm(self.dropout(self.dense(x)))
+transforms/scan_over_layers linen test_scanned_mlp
+    x + nn.relu(
+    x + (
+transforms/scan_over_layers linen test_stack_and_unstack
+    params[f"layers_{i}"] for i in indices
+    params[name] for name in sorted(params.keys() - rest.keys())
+transforms/scan_over_layers linen test_stack_and_unstack
+    {**rest, "layers": stack}
+    {"layers": stack}
+transforms/scan_over_layers linen test_linen_masks_differ_by_layer
+    "dropout": True
+    "dropout": False
+transforms/scan_over_layers linen test_each_layer_has_its_own_initial_values_and_masks
+    "params": True, "dropout": True
+    "params": False, "dropout": True
+transforms/scan_over_layers linen test_dropout_stack
+    "batch_stats": 0
+    "batch_stats": 1
 """
 
 

@@ -31,6 +31,10 @@ ENTRIES = {
     ),
     "state/zero_by_path": ("state_zero_kernel", "seed x features"),
     "state/pure_update": ("pure_state_update", "seed x features scale"),
+    "transforms/scan_over_layers": (
+        "scan_over_layers",
+        "seed x num_layers features",
+    ),
 }
 NO_NUMBER = [
     True,
@@ -77,6 +81,7 @@ BAD["scale"] = BAD["replacement_value"]
 
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
+STACKED = {"dense": {"kernel": np.ones((1, 2, 2)), "bias": np.ones((1, 2))}}
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
     "text": "params",
@@ -138,8 +143,11 @@ def test_bad_starting_variables_are_named(problem, wrong):
     layered = "num_layers" in arguments or "num_old_layers" in arguments
     if "num_layers" in arguments:
         arguments["num_layers"] = 1
-    if layered and isinstance(got, dict) and "params" in got:
-        got = {**got, "params": {"layers_0": got["params"]}}
+    if isinstance(got, dict) and "params" in got:
+        if problem == "transforms/scan_over_layers":
+            got = {**got, "params": {"proj": got["params"], "layers": STACKED}}
+        elif layered:
+            got = {**got, "params": {"layers_0": got["params"]}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
