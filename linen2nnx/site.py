@@ -49,6 +49,7 @@ NNX_API = "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/"
 JAX_API = "https://docs.jax.dev/en/latest/_autosummary/"
 NNX_TRANSFORMS_GUIDE = "https://flax.readthedocs.io/en/latest/guides/transforms.html"
 OPTAX_API = "https://optax.readthedocs.io/en/latest/api/"
+ORBAX_API = "https://orbax.readthedocs.io/en/latest/api_reference/"
 REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.core.FrozenDict": (
         LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.FrozenDict"
@@ -66,6 +67,7 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     ),
     "flax.linen.remat": LINEN_API + "flax.linen/transformations.html#flax.linen.remat",
     "flax.linen.scan": LINEN_API + "flax.linen/transformations.html#flax.linen.scan",
+    "flax.nnx.BatchStat": NNX_API + "variables.html#flax.nnx.BatchStat",
     "flax.nnx.BatchNorm": NNX_API + "nn/normalization.html#flax.nnx.BatchNorm",
     "flax.nnx.Carry": NNX_TRANSFORMS_GUIDE,
     "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
@@ -79,6 +81,7 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
     "flax.nnx.StateAxes": NNX_TRANSFORMS_GUIDE,
     "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
+    "flax.nnx.eval_shape": NNX_API + "transforms.html#flax.nnx.eval_shape",
     "flax.nnx.graphdef": NNX_API + "graph.html#flax.nnx.graphdef",
     "flax.nnx.initializers.lecun_normal": (
         NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
@@ -87,10 +90,15 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
     "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
     "flax.nnx.remat": NNX_API + "transforms.html#flax.nnx.remat",
+    "flax.nnx.replace_by_pure_dict": (
+        NNX_API + "state.html#flax.nnx.replace_by_pure_dict"
+    ),
     "flax.nnx.scan": NNX_API + "transforms.html#flax.nnx.scan",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
     "flax.nnx.split_rngs": NNX_API + "rnglib.html#flax.nnx.split_rngs",
     "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
+    "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",
+    "flax.nnx.State": NNX_API + "state.html#flax.nnx.State",
     "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
     "flax.nnx.vmap": NNX_API + "transforms.html#flax.nnx.vmap",
     "flax.linen.Module.apply": (
@@ -102,6 +110,9 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.traverse_util.path_aware_map": (
         "https://flax.readthedocs.io/en/latest/api_reference/"
         "flax.traverse_util.html#flax.traverse_util.path_aware_map"
+    ),
+    "orbax.checkpoint.StandardCheckpointer": (
+        ORBAX_API + "checkpoint.checkpointers.html#standardcheckpointer"
     ),
     "optax.GradientTransformation": (
         OPTAX_API + "transformations.html#optax.GradientTransformation"
@@ -118,10 +129,8 @@ METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a metho
     "nnx": {"update": "flax.nnx.Optimizer.update"},
 }
 ALIASES = {"nn": "flax.linen", "nnx": "flax.nnx", "jnp": "jax.numpy"}
-ANNOTATIONS = (
-    "collections.abc.",
-    "jaxtyping.",
-)  # shapes in signatures; no part of an idiom
+# Types and shapes in signatures are no part of an idiom.
+ANNOTATIONS = ("collections.abc.", "jaxtyping.", "pathlib.")
 
 SNIPPET = re.compile(r'^( *)--8<-- "([^":]+)(?::(\w+))?"$')
 TEST = re.compile(r"parity_tests/\w+/test_\w+\.py::test_\w+")

@@ -175,6 +175,36 @@ transforms/scan_over_layers linen test_each_layer_has_its_own_initial_values_and
 transforms/scan_over_layers linen test_dropout_stack
     "batch_stats": 0
     "batch_stats": 1
+checkpoints/orbax_linen_to_nnx nnx test_load_checkpoint
+    model.eval()
+    pass
+checkpoints/orbax_linen_to_nnx nnx test_load_checkpoint
+    params[linen_name] | stats.get(linen_name, {})
+    params[linen_name]
+checkpoints/orbax_linen_to_nnx nnx test_load_checkpoint
+    nnx.replace_by_pure_dict(state, values)
+    nnx.replace_by_pure_dict(state, nnx.to_pure_dict(state))
+checkpoints/orbax_linen_to_nnx nnx test_save_checkpoint
+    linen_layout(model))
+    jax.tree.map(jnp.zeros_like, linen_layout(model)))
+checkpoints/orbax_linen_to_nnx nnx test_load_params
+    nnx.state(loaded, nnx.Param)
+    nnx.state(loaded)
+checkpoints/orbax_linen_to_nnx nnx test_linen_layout
+    "norm": "BatchNorm_0"
+    "norm": "norm"
+checkpoints/orbax_linen_to_nnx linen test_load_checkpoint
+    return checkpointer.restore(path, target)
+    return jax.tree.map(jnp.zeros_like, checkpointer.restore(path, target))
+checkpoints/orbax_linen_to_nnx linen test_load_checkpoint
+    use_running_average=not train
+    use_running_average=train
+checkpoints/orbax_linen_to_nnx linen test_load_params
+    {**fresh, "params": loaded["params"]}
+    loaded
+checkpoints/orbax_linen_to_nnx linen test_linen_layout
+    jnp.ones(din)
+    jnp.ones(din + 1)
 """
 
 

@@ -35,6 +35,7 @@ ENTRIES = {
         "scan_over_layers",
         "seed x num_layers features",
     ),
+    "checkpoints/orbax_linen_to_nnx": ("orbax_linen_to_nnx", "seed x features"),
 }
 NO_NUMBER = [
     True,
@@ -81,6 +82,8 @@ BAD["scale"] = BAD["replacement_value"]
 
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
+NORM = {"scale": np.ones(2), "bias": np.ones(2)}
+STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
 STACKED = {"dense": {"kernel": np.ones((1, 2, 2)), "bias": np.ones((1, 2))}}
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
@@ -146,6 +149,10 @@ def test_bad_starting_variables_are_named(problem, wrong):
     if isinstance(got, dict) and "params" in got:
         if problem == "transforms/scan_over_layers":
             got = {**got, "params": {"proj": got["params"], "layers": STACKED}}
+        elif problem == "checkpoints/orbax_linen_to_nnx":
+            square = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}
+            params = {"Dense_0": got["params"], "BatchNorm_0": NORM, "Dense_1": square}
+            got = {"batch_stats": {"BatchNorm_0": STATISTICS}, **got, "params": params}
         elif layered:
             got = {**got, "params": {"layers_0": got["params"]}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
