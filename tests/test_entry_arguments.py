@@ -48,6 +48,11 @@ ENTRIES = {
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
     "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
+    "transforms/scan_over_layers": (
+        "scan_over_layers",
+        "seed x num_layers features",
+    ),
+    "checkpoints/orbax_linen_to_nnx": ("orbax_linen_to_nnx", "seed x features"),
 }
 NO_NUMBER = [
     True,
@@ -118,6 +123,9 @@ WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layer
     ),
     "randomness/dropout_same_mask": ("linear", {}),
 }
+NORM = {"scale": np.ones(2), "bias": np.ones(2)}
+STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
+STACKED = {"dense": {"kernel": np.ones((1, 2, 2)), "bias": np.ones((1, 2))}}
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
     "text": "params",
@@ -193,6 +201,15 @@ def test_bad_starting_variables_are_named(problem, wrong):
     if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
         name, others = WITHIN.get(problem, ("layers_0", {}))
         got = {**got, "params": {name: got["params"], **others}}
+    if isinstance(got, dict) and "params" in got:
+        if problem == "transforms/scan_over_layers":
+            got = {**got, "params": {"proj": got["params"], "layers": STACKED}}
+        elif problem == "checkpoints/orbax_linen_to_nnx":
+            square = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}
+            params = {"Dense_0": got["params"], "BatchNorm_0": NORM, "Dense_1": square}
+            got = {"batch_stats": {"BatchNorm_0": STATISTICS}, **got, "params": params}
+        elif layered:
+            got = {**got, "params": {"layers_0": got["params"]}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
