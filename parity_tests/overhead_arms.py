@@ -47,16 +47,11 @@ JITTED_IDIOMS: list[Idiom] = [
     ("nnx.cached_partial", "graph"),
     *TRACED_IDIOMS[3:],
 ]
-# What the others give the compiler is Linen's program to the letter, which is tested.
+# The others give the compiler the program of one of these, which is tested.
 COMPILED_IDIOMS: list[Idiom] = [
     (REFERENCE, None),
     ("nnx.jit", "graph"),
     (LIMIT, None),
-]
-SAME_PROGRAM_IDIOMS: list[Idiom] = [
-    ("held pure dict", None),
-    ("jax.jit on split State", None),
-    ("nnx.jit", "tree"),
 ]
 TRANSFORMED = {JITTED: JITTED_IDIOMS, TRACE: TRACED_IDIOMS, COMPILE: COMPILED_IDIOMS}
 

@@ -25,7 +25,7 @@ CARRY_STATE = (REFERENCE, LIMIT, "held pure dict", "jax.jit on split State")
 COMPILED_IDIOMS: list[Idiom] = [
     (REFERENCE, None),
     ("held pure dict", None),
-    ("nnx.jit", "graph"),
+    ("nnx.jit", "tree"),
     (LIMIT, None),
 ]
 
