@@ -48,6 +48,7 @@ LINEN_API = "https://flax-linen.readthedocs.io/en/latest/api_reference/"
 NNX_API = "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/"
 JAX_API = "https://docs.jax.dev/en/latest/_autosummary/"
 OPTAX_API = "https://optax.readthedocs.io/en/latest/api/"
+PYTHON = "https://docs.python.org/3/library/"
 REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.core.FrozenDict": (
         LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.FrozenDict"
@@ -119,6 +120,31 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     ),
     "optax.apply_updates": OPTAX_API + "apply_updates.html#optax.apply_updates",
     "optax.sgd": OPTAX_API + "optimizers.html#optax.sgd",
+    "collections.abc.Mapping": PYTHON + "collections.abc.html#collections.abc.Mapping",
+    "flax.nnx.All": NNX_API + "filterlib.html#flax.nnx.All",
+    "flax.nnx.PathContains": NNX_API + "filterlib.html#flax.nnx.PathContains",
+    "flax.nnx.State": NNX_API + "state.html#flax.nnx.State",
+    "flax.nnx.value_and_grad": NNX_API + "transforms.html#flax.nnx.value_and_grad",
+    "flax.training.train_state.TrainState": (
+        LINEN_API + "flax.training.html#flax.training.train_state.TrainState"
+    ),
+    "flax.training.train_state.TrainState.create": (
+        LINEN_API + "flax.training.html#flax.training.train_state.TrainState.create"
+    ),
+    "functools.cache": PYTHON + "functools.html#functools.cache",
+    "optax.OptState": OPTAX_API + "transformations.html#optax.OptState",
+    "optax.adam": OPTAX_API + "optimizers.html#optax.adam",
+    "optax.chain": OPTAX_API + "combining_optimizers.html#optax.chain",
+    "optax.clip_by_global_norm": (
+        OPTAX_API + "transformations.html#optax.clip_by_global_norm"
+    ),
+    "optax.masked": OPTAX_API + "optimizer_wrappers.html#optax.masked",
+    "optax.partition": OPTAX_API + "combining_optimizers.html#optax.partition",
+    "optax.set_to_zero": OPTAX_API + "transformations.html#optax.set_to_zero",
+    "optax.warmup_cosine_decay_schedule": (
+        OPTAX_API
+        + "optimizer_schedules.html#optax.schedules.warmup_cosine_decay_schedule"
+    ),
 }
 METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a method is
     "linen": {

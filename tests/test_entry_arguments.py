@@ -1,5 +1,6 @@
 """Every argument of every entry function, on both sides: bad values and odd ones."""
 
+import functools
 import importlib
 
 import jax.numpy as jnp
@@ -20,7 +21,10 @@ GOOD = {
     "replacement_value": 0.5,
     "scale": 0.5,
     "rate": 0.5,
+    "num_steps": 2,
+    "learning_rate": 0.125,
 }
+GOOD_BATCH = {"x": np.arange(1.0, 7.0).reshape(2, 3), "y": np.ones((2, 2))}
 ENTRIES = {
     "surgery/replace_kernel": ("replace_kernel", "seed x features replacement_value"),
     "surgery/zero_last_layer": (
@@ -36,6 +40,10 @@ ENTRIES = {
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
     "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
+    "training/adam_optimizer": (
+        "adam_losses",
+        "seed x y num_layers num_steps learning_rate",
+    ),
 }
 NO_NUMBER = [
     True,
@@ -79,8 +87,20 @@ BAD = {
     ],
 }
 BAD["num_layers"] = BAD["num_old_layers"] = BAD["features"]
-BAD["scale"] = BAD["replacement_value"]
-BAD["hidden"] = BAD["features"]
+BAD["hidden"] = BAD["num_steps"] = BAD["features"]
+BAD["scale"] = BAD["learning_rate"] = BAD["replacement_value"]
+BAD_BATCH = {
+    "x": [
+        *(value for value in BAD["x"] if getattr(value, "ndim", 0) != 2),
+        np.ones(3),
+        jnp.ones((1, 2, 3)),
+        np.ones((0, 3)),
+        np.ones((2, 0)),
+        np.ones((2, 3), bool),
+        np.ones((2, 3), complex),
+    ]
+}
+BAD_BATCH["y"] = [*BAD_BATCH["x"], np.ones((1, 2)), jnp.ones((3, 2)), [[1.0, 2.0]]]
 
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
@@ -119,6 +139,17 @@ def short(value):
     return text if len(text) < 40 else f"{text[:37]}..."
 
 
+def good(problem):
+    """Good arguments by name; a problem with targets y takes a batch x."""
+    names = ENTRIES[problem][1].split()
+    table = GOOD | GOOD_BATCH if "y" in names else GOOD
+    return {name: table[name] for name in names}
+
+
+def bad(problem, name):
+    return (BAD | BAD_BATCH if "y" in ENTRIES[problem][1].split() else BAD)[name]
+
+
 CASES = [
     pytest.param(
         side, problem, name, value, id=f"{side}-{problem}-{name}-{short(value)}"
@@ -126,13 +157,13 @@ CASES = [
     for side in ("linen", "nnx")
     for problem, (_, names) in ENTRIES.items()
     for name in names.split()
-    for value in BAD[name]
+    for value in bad(problem, name)
 ]
 
 
 @pytest.mark.parametrize(("side", "problem", "name", "value"), CASES)
 def test_a_bad_argument_is_named(side, problem, name, value):
-    arguments = {key: GOOD[key] for key in ENTRIES[problem][1].split()}
+    arguments = good(problem)
     with pytest.raises((TypeError, ValueError)) as error:
         entry(side, problem)(**{**arguments, name: value})
     message = str(error.value)
@@ -149,7 +180,7 @@ def test_the_table_is_not_empty():
 @pytest.mark.parametrize("wrong", BAD_VARIABLES)
 @pytest.mark.parametrize("problem", ENTRIES)
 def test_bad_starting_variables_are_named(problem, wrong):
-    arguments = {key: GOOD[key] for key in ENTRIES[problem][1].split()}
+    arguments = good(problem)
     got = BAD_VARIABLES[wrong]
     layered = "num_layers" in arguments or "num_old_layers" in arguments
     if "num_layers" in arguments:
@@ -215,16 +246,39 @@ ODD = {  # by argument: values that are the same as the good one
 }
 
 
+ODD["num_steps"] = ODD["num_layers"]
+ODD["learning_rate"] = [np.float32(0.125), np.float64(0.125), jnp.bfloat16(0.125)]
+ODD_BATCH = {
+    name: [
+        values.astype(np.uint8),
+        values.astype(np.float32),
+        jnp.asarray(values, int),
+        jnp.asarray(values),
+        values.tolist(),
+        tuple(map(tuple, values)),
+    ]
+    for name, values in GOOD_BATCH.items()
+}
+
+
+def compile_once(side, problem, monkeypatch):
+    """A Linen module that is equal but not the same is compiled again by TrainState."""
+    if side == "linen" and "num_steps" in ENTRIES[problem][1]:
+        file = importlib.import_module(f"linen_impl.{problem.replace('/', '.')}")
+        monkeypatch.setattr(file, "MLP", functools.cache(file.MLP))
+
+
 @pytest.mark.parametrize("side", ["linen", "nnx"])
 @pytest.mark.parametrize("problem", ENTRIES)
-def test_numbers_may_come_in_other_forms(side, problem):
-    names = ENTRIES[problem][1].split()
-    arguments = {key: GOOD[key] for key in names}
+def test_numbers_may_come_in_other_forms(side, problem, monkeypatch):
+    arguments = good(problem)
+    odd = ODD | ODD_BATCH if "y" in arguments else ODD
+    compile_once(side, problem, monkeypatch)
     expected = entry(side, problem)(**arguments)
     assert expected.dtype == jnp.float32
     assert expected.shape == (2,)
-    for name in names:
-        for value in ODD[name]:
+    for name in arguments:
+        for value in odd[name]:
             output = entry(side, problem)(**{**arguments, name: value})
             np.testing.assert_array_equal(output, expected, err_msg=f"{name}={value!r}")
 

@@ -6,7 +6,7 @@ held as a pure dict and merged inside `jax.jit`, it costs the same.
 """
 
 # --8<-- [start:imports]
-from typing import Any
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -54,7 +54,8 @@ class MLP(nn.Module):
 
 # --8<-- [start:step]
 class TrainState(train_state.TrainState):
-    batch_stats: Any
+    params: Mapping
+    batch_stats: Mapping
     key: Array
 
 
@@ -136,7 +137,7 @@ def jit_train_step(
         apply_fn=model.apply,
         tx=optax.adam(rate),
         key=jax.random.key(seed + 1),
-        **variables,
+        **variables.unfreeze(),
     )
     return train(state, [(x, y)] * num_steps)[1]
 
