@@ -23,6 +23,9 @@ GOOD = {
     "num_steps": 2,
     "learning_rate": 0.125,
     "rate": 0.5,
+    "rate": 0.5,
+    "num_steps": 2,
+    "learning_rate": 0.125,
 }
 GOOD_BATCH = {"x": np.arange(1.0, 7.0).reshape(2, 3), "y": np.ones((2, 2))}
 ENTRIES = {
@@ -37,6 +40,9 @@ ENTRIES = {
     ),
     "state/zero_by_path": ("state_zero_kernel", "seed x features"),
     "state/pure_update": ("pure_state_update", "seed x features scale"),
+    "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
+    "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
+    "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
     "training/adam_optimizer": (
         "adam_losses",
         "seed x y num_layers num_steps learning_rate",
@@ -97,6 +103,7 @@ BAD = {
 }
 BAD["num_layers"] = BAD["num_old_layers"] = BAD["features"]
 BAD["num_steps"] = BAD["features"]
+BAD["hidden"] = BAD["num_steps"] = BAD["features"]
 BAD["scale"] = BAD["learning_rate"] = BAD["replacement_value"]
 BAD_BATCH = {
     "x": [

@@ -59,6 +59,10 @@ class LoopMLP(nn.Module):
 
 
 # --8<-- [start:load]
+NAMES = {"Dense_0": "hidden", "Dense_1": "output"}
+NESTED_NAMES = {"Dense_0": "output", "Dense_1": "hidden"}
+
+
 class NamedMLP(nn.Module):
     hidden: int
     features: int
@@ -67,10 +71,6 @@ class NamedMLP(nn.Module):
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
         x = nn.relu(nn.Dense(self.hidden, name="hidden")(x))
         return nn.Dense(self.features, name="output")(x)
-
-
-NAMES = {"Dense_0": "hidden", "Dense_1": "output"}
-NESTED_NAMES = {"Dense_0": "output", "Dense_1": "hidden"}
 
 
 def loop_names(num_layers: int) -> dict:
