@@ -80,6 +80,26 @@ def number(name: str, got: Any) -> float:
     return value
 
 
+def rate(name: str, got: Any) -> float:
+    """A real number from 0 and below 1, as a Python float: a share to drop.
+
+    At 1 a dropout layer would return zeros, whatever its key.
+
+    Raises:
+        TypeError: if it is no real number, or a bool.
+        ValueError: if it is nan, negative, or not below 1.
+
+    Example:
+        >>> rate("rate", 0)
+        0.0
+    """
+    takes = "a number from 0 and below 1"
+    value = float(_real(name, got, takes))
+    if not 0 <= value < 1:
+        _wrong(ValueError, name, got, takes)
+    return value
+
+
 def vector(name: str, got: Any) -> jax.Array:
     """A real array of shape (n,), n >= 1; integers become float32.
 
@@ -92,15 +112,43 @@ def vector(name: str, got: Any) -> jax.Array:
         Array([1., 2.], dtype=float32)
     """
     takes = "a 1-D array of real numbers, of length 1 or more"
-    try:
-        array = np.asarray(got)
-    except (TypeError, ValueError):  # a ragged list; an object that refuses
-        _wrong(TypeError, name, got, takes)
-    if not _is_real(array.dtype):
-        _wrong(TypeError, name, got, takes)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"{name} takes {takes}, got shape {array.shape}")
-    return jnp.asarray(array.astype(np.float32) if array.dtype.kind in "iu" else array)
+    return _array(name, got, takes, ndim=1)
+
+
+def batch(name: str, got: Any) -> jax.Array:
+    """A real array of shape (batch, n), each 1 or more; integers become float32.
+
+    Raises:
+        TypeError: if it is not numeric: bools, complex numbers, text, objects.
+        ValueError: if it is not 2-D, or empty.
+
+    Example:
+        >>> batch("x", [[1, 2]])
+        Array([[1., 2.]], dtype=float32)
+    """
+    takes = "a 2-D array of real numbers, shape (batch, n), each 1 or more"
+    return _array(name, got, takes, ndim=2)
+
+
+def targets(name: str, got: Any, x: jax.Array) -> jax.Array:
+    """As `batch`, with as many rows as the inputs `x`, which are as from `batch`.
+
+    Raises:
+        TypeError: as `batch` does.
+        ValueError: likewise; also if the numbers of rows differ.
+
+    Example:
+        >>> targets("y", [[1], [2]], batch("x", [[1, 2]]))
+        Traceback (most recent call last):
+        ValueError: y takes as many rows as x, which are 1, got shape (2, 1)
+    """
+    array = batch(name, got)
+    if len(array) != len(x):
+        raise ValueError(
+            f"{name} takes as many rows as x, which are {len(x)}, "
+            f"got shape {array.shape}"
+        )
+    return array
 
 
 def starting_variables(
@@ -114,7 +162,7 @@ def starting_variables(
             and shapes of the module's own; any floating dtype.
         module: initialised from `seed` with input `x` where `got` is None.
         seed: as from `seed`.
-        x: as from `vector`.
+        x: as from `vector` or `batch`.
 
     Raises:
         TypeError: if it is no mapping, or a leaf is no floating array.
@@ -140,6 +188,18 @@ def starting_variables(
             leaf_name = name + jax.tree_util.keystr(path)
             raise TypeError(f"{leaf_name} takes a floating array, got {leaf!r}")
     return freeze(got)
+
+
+def _array(name: str, got: Any, takes: str, ndim: int) -> jax.Array:
+    try:
+        array = np.asarray(got)
+    except (TypeError, ValueError):  # a ragged list; an object that refuses
+        _wrong(TypeError, name, got, takes)
+    if not _is_real(array.dtype):
+        _wrong(TypeError, name, got, takes)
+    if array.ndim != ndim or array.size == 0:
+        raise ValueError(f"{name} takes {takes}, got shape {array.shape}")
+    return jnp.asarray(array.astype(np.float32) if array.dtype.kind in "iu" else array)
 
 
 def _whole(name: str, got: Any, low: int, high: int) -> int:

@@ -144,7 +144,7 @@ def sources(problem: suite.Problem) -> list[str]:
         problem.path("linen"),
         problem.path("nnx"),
         bench_path(problem),
-        suite.root() / "parity_tests" / "overhead_arms.py",
+        *sorted((suite.root() / "parity_tests").glob("overhead_*.py")),
     ]
     return [*(file.relative_to(suite.root()).as_posix() for file in files), MEASURING]
 

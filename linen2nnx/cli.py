@@ -460,7 +460,11 @@ def _print_side_by_side(console: Console, problem: suite.Problem) -> None:
     for section in dict.fromkeys([*sides["Linen"], *sides["nnx"]]):
         blocks = [
             Group(
-                Rule(f"{side}: {section}", align="left", style="dim"),
+                Rule(
+                    f"{side}: {section if section in code else 'no counterpart'}",
+                    align="left",
+                    style="dim",
+                ),
                 Syntax(
                     code.get(section, ""),
                     "python",

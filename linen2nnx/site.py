@@ -50,6 +50,7 @@ JAX_API = "https://docs.jax.dev/en/latest/_autosummary/"
 NNX_TRANSFORMS_GUIDE = "https://flax.readthedocs.io/en/latest/guides/transforms.html"
 OPTAX_API = "https://optax.readthedocs.io/en/latest/api/"
 ORBAX_API = "https://orbax.readthedocs.io/en/latest/api_reference/"
+PYTHON = "https://docs.python.org/3/library/"
 REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.core.FrozenDict": (
         LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.FrozenDict"
@@ -70,6 +71,13 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.BatchStat": NNX_API + "variables.html#flax.nnx.BatchStat",
     "flax.nnx.BatchNorm": NNX_API + "nn/normalization.html#flax.nnx.BatchNorm",
     "flax.nnx.Carry": NNX_TRANSFORMS_GUIDE,
+    "flax.linen.initializers.ones": (
+        LINEN_API + "flax.linen/initializers.html#flax.linen.initializers.ones"
+    ),
+    "flax.linen.sigmoid": (
+        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.sigmoid"
+    ),
+    "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
     "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
     "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
     "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
@@ -94,6 +102,10 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
         NNX_API + "state.html#flax.nnx.replace_by_pure_dict"
     ),
     "flax.nnx.scan": NNX_API + "transforms.html#flax.nnx.scan",
+    "flax.nnx.clone": NNX_API + "graph.html#flax.nnx.clone",
+    "flax.nnx.data": NNX_API + "object.html#flax.nnx.data",
+    "flax.nnx.reseed": NNX_API + "rnglib.html#flax.nnx.reseed",
+    "flax.nnx.sigmoid": NNX_API + "nn/activations.html#flax.nnx.sigmoid",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
     "flax.nnx.split_rngs": NNX_API + "rnglib.html#flax.nnx.split_rngs",
     "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
@@ -101,11 +113,27 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.State": NNX_API + "state.html#flax.nnx.State",
     "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
     "flax.nnx.vmap": NNX_API + "transforms.html#flax.nnx.vmap",
+    "flax.linen.Module.init": LINEN_API
+    + "flax.linen/module.html#flax.linen.Module.init",
     "flax.linen.Module.apply": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.apply"
     ),
+    "flax.linen.Module.bind": (
+        LINEN_API + "flax.linen/module.html#flax.linen.Module.bind"
+    ),
+    "flax.linen.Module.make_rng": (
+        LINEN_API + "flax.linen/module.html#flax.linen.Module.make_rng"
+    ),
     "flax.nnx.Optimizer.update": (
         NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer.update"
+    ),
+    "flax.traverse_util.flatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.flatten_dict"
+    ),
+    "flax.traverse_util.unflatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.unflatten_dict"
     ),
     "flax.traverse_util.path_aware_map": (
         "https://flax.readthedocs.io/en/latest/api_reference/"
@@ -119,14 +147,45 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     ),
     "optax.apply_updates": OPTAX_API + "apply_updates.html#optax.apply_updates",
     "optax.sgd": OPTAX_API + "optimizers.html#optax.sgd",
+    "collections.abc.Mapping": PYTHON + "collections.abc.html#collections.abc.Mapping",
+    "flax.nnx.All": NNX_API + "filterlib.html#flax.nnx.All",
+    "flax.nnx.PathContains": NNX_API + "filterlib.html#flax.nnx.PathContains",
+    "flax.nnx.value_and_grad": NNX_API + "transforms.html#flax.nnx.value_and_grad",
+    "flax.training.train_state.TrainState": (
+        LINEN_API + "flax.training.html#flax.training.train_state.TrainState"
+    ),
+    "flax.training.train_state.TrainState.create": (
+        LINEN_API + "flax.training.html#flax.training.train_state.TrainState.create"
+    ),
+    "functools.cache": PYTHON + "functools.html#functools.cache",
+    "optax.OptState": OPTAX_API + "transformations.html#optax.OptState",
+    "optax.adam": OPTAX_API + "optimizers.html#optax.adam",
+    "optax.chain": OPTAX_API + "combining_optimizers.html#optax.chain",
+    "optax.clip_by_global_norm": (
+        OPTAX_API + "transformations.html#optax.clip_by_global_norm"
+    ),
+    "optax.masked": OPTAX_API + "optimizer_wrappers.html#optax.masked",
+    "optax.partition": OPTAX_API + "combining_optimizers.html#optax.partition",
+    "optax.set_to_zero": OPTAX_API + "transformations.html#optax.set_to_zero",
+    "optax.warmup_cosine_decay_schedule": (
+        OPTAX_API
+        + "optimizer_schedules.html#optax.schedules.warmup_cosine_decay_schedule"
+    ),
 }
-METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a method is
+# By side, of which class a method is: by receiver and name, or by its name alone.
+METHODS: dict[suite.Side, dict[str, str]] = {
     "linen": {
         "apply": "flax.linen.Module.apply",
-        "init": "optax.GradientTransformation",
+        "bind": "flax.linen.Module.bind",
+        "init": "flax.linen.Module.init",
+        "optimizer.init": "optax.GradientTransformation",
         "update": "optax.GradientTransformation",
     },
-    "nnx": {"update": "flax.nnx.Optimizer.update"},
+    "nnx": {
+        "bind": "flax.linen.Module.bind",
+        "make_rng": "flax.linen.Module.make_rng",
+        "update": "flax.nnx.Optimizer.update",
+    },
 }
 ALIASES = {"nn": "flax.linen", "nnx": "flax.nnx", "jnp": "jax.numpy"}
 # Types and shapes in signatures are no part of an idiom.
@@ -686,8 +745,11 @@ def apis(problem: suite.Problem, side: suite.Side) -> dict[str, str]:
             if isinstance(inner, ast.Name) and inner.id in imported:
                 rest = ast.unparse(node).removeprefix(inner.id)
                 found[ast.unparse(node)] = imported[inner.id] + rest
-            elif node.attr in METHODS[side]:
-                found[ast.unparse(node)] = METHODS[side][node.attr]
+            else:
+                written, methods = ast.unparse(node), METHODS[side]
+                full = methods.get(written) or methods.get(node.attr)
+                if full:
+                    found[written] = full
         elif isinstance(node, ast.Name) and node not in attributes:
             full = imported.get(node.id)
             if full and full not in modules:

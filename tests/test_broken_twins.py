@@ -136,6 +136,120 @@ state/pure_update linen test_params_only
 state/pure_update linen test_every_leaf
     stddev * jax
     -stddev * jax
+training/adam_optimizer nnx test_train_step
+    nnx.relu(x) if i else x
+    x
+training/adam_optimizer nnx test_train_step
+    optax.clip_by_global_norm(1.0)
+    optax.clip_by_global_norm(0.5)
+training/adam_optimizer nnx test_train_step
+    num_steps // 10
+    num_steps // 5
+training/adam_optimizer nnx test_last_layer
+    len(model.layers) - 1
+    len(model.layers) - 2
+training/adam_optimizer nnx test_load_opt_state
+    (adam.mu, adam.nu)
+    (adam.nu, adam.mu)
+training/adam_optimizer nnx test_load_opt_state
+    schedule.count[...] = old_schedule.count
+    pass
+training/adam_optimizer linen test_train_step
+    (prediction - y) ** 2
+    jnp.abs(prediction - y)
+training/adam_optimizer linen test_last_layer
+    False: optax.set_to_zero()
+    False: tx
+training/adam_optimizer linen test_load_opt_state
+    step=step, opt_state=opt_state
+    step=step
+definition/compact_mlp nnx test_model
+    x = nnx.relu(self.hidden(x))
+    x = self.hidden(x)
+definition/compact_mlp nnx test_nested
+    self.output(nnx.relu(self.hidden(x)))
+    nnx.relu(self.output(self.hidden(x)))
+definition/compact_mlp nnx test_loop
+    nnx.relu(layer(x))
+    layer(nnx.relu(x))
+definition/compact_mlp nnx test_load_params
+    nnx.update(model, new)
+    pass
+definition/compact_mlp linen test_nested
+    nn.relu(nn.Dense(self.hidden)(x))
+    nn.Dense(self.hidden)(nn.relu(x))
+definition/compact_mlp linen test_load_params
+    {"Dense_0": "output", "Dense_1": "hidden"}
+    {"Dense_0": "hidden", "Dense_1": "output"}
+definition/compact_mlp linen test_load_params
+    {names[name]: layer for name, layer in params.items()}
+    params
+definition/compact_mlp linen test_load_params_of_a_loop
+    f"layers_{i}"
+    f"layers_{num_layers - 1 - i}"
+definition/setup_submodules nnx test_model
+    value=nnx.Linear(features, features, rngs=rngs)
+    values=nnx.Linear(features, features, rngs=rngs)
+definition/setup_submodules nnx test_model
+    self.heads["value"](x) * gate
+    self.heads["value"](x)
+definition/setup_submodules nnx test_apply_head
+    model.heads[name](model.body(x))
+    model.heads["value"](model.body(x))
+definition/setup_submodules nnx test_activations
+    outputs.append(x)
+    outputs.insert(0, x)
+definition/setup_submodules nnx test_add_layer
+    model.layers.append(layer)
+    model.layers.insert(0, layer)
+definition/setup_submodules nnx test_add_layer
+    model.layers.append(layer)
+    pass
+definition/setup_submodules nnx test_scales
+    x = nnx.relu(x * scale[...])
+    x = x * nnx.relu(scale[...])
+definition/setup_submodules linen test_model
+    gate = nn.sigmoid(self.heads["gate"](x))
+    gate = self.heads["gate"](x)
+definition/setup_submodules linen test_add_layer
+    f"layers_{module.num_layers}"
+    f"layers_{module.num_layers - 1}"
+definition/setup_submodules linen test_apply_head
+    m.heads[name](m.body(x))
+    m.heads["gate"](m.body(x))
+definition/setup_submodules linen test_scales
+    x * scale
+    x + scale
+randomness/dropout_same_mask nnx test_model
+    self.dropout(self.linear(x), rngs=key)
+    self.linear(self.dropout(x, rngs=key))
+randomness/dropout_same_mask nnx test_model
+    self.dropout(self.linear(x), rngs=key)
+    self.dropout(self.linear(x))
+randomness/dropout_same_mask nnx test_linen_run
+    return model(x, drawn)
+    return model(x, key)
+randomness/dropout_same_mask nnx test_linen_run
+    bound.dropout.make_rng("dropout")
+    bound.make_rng("dropout")
+randomness/dropout_same_mask nnx test_apply_mask
+    y / (1 - model.dropout.rate)
+    y / model.dropout.rate
+randomness/dropout_same_mask nnx test_run_steps
+    [model(x, rngs) for
+    [model(x, key) for
+randomness/dropout_same_mask linen test_model
+    deterministic=False
+    deterministic=True
+randomness/dropout_same_mask linen test_apply_mask
+    jnp.where(mask, y / (1 - module.rate), 0)
+    jnp.where(mask, y, 0)
+randomness/dropout_same_mask linen test_run_steps
+    jax.random.fold_in(key, i)
+    jax.random.fold_in(key, i + 1)
+randomness/dropout_same_mask linen test_linen_run
+    {"dropout": key}
+    {"dropout": jax.random.fold_in(key, 1)}
 transforms/scan_over_layers nnx test_scanned_mlp
     x + nnx.relu(self.dense(x))
     nnx.relu(self.dense(x))

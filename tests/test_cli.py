@@ -22,7 +22,7 @@ def test_list():
     result = run("list")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert lines[0] == "surgery"
+    assert lines[0] == suite.problems()[0].chapter
     for problem in suite.problems():
         (line,) = (line for line in lines if problem.name in line)
         assert line.endswith(problem.description)

@@ -1,5 +1,6 @@
 """Every argument of every entry function, on both sides: bad values and odd ones."""
 
+import functools
 import importlib
 
 import jax.numpy as jnp
@@ -13,12 +14,17 @@ GOOD = {
     "seed": 0,
     "x": np.arange(1.0, 4.0),
     "features": 2,
+    "hidden": 2,
     "num_layers": 2,
     "num_old_layers": 1,
     "num_extra_layers": 1,
     "replacement_value": 0.5,
     "scale": 0.5,
+    "num_steps": 2,
+    "learning_rate": 0.125,
+    "rate": 0.5,
 }
+GOOD_BATCH = {"x": np.arange(1.0, 7.0).reshape(2, 3), "y": np.ones((2, 2))}
 ENTRIES = {
     "surgery/replace_kernel": ("replace_kernel", "seed x features replacement_value"),
     "surgery/zero_last_layer": (
@@ -36,6 +42,13 @@ ENTRIES = {
         "seed x num_layers features",
     ),
     "checkpoints/orbax_linen_to_nnx": ("orbax_linen_to_nnx", "seed x features"),
+    "training/adam_optimizer": (
+        "adam_losses",
+        "seed x y num_layers num_steps learning_rate",
+    ),
+    "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
+    "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
+    "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
 }
 NO_NUMBER = [
     True,
@@ -56,6 +69,7 @@ BAD = {
     "features": [*NO_COUNT, 0, 0.0, np.float64(0), 2**31],
     "num_extra_layers": NO_COUNT,
     "replacement_value": [*NO_NUMBER, NAN, INF, -INF, np.float32(NAN)],
+    "rate": [*NO_NUMBER, NAN, INF, -INF, -0.1, 1, 1.0, np.float64(1), 1.5],
     "x": [
         "1 2 3",
         None,
@@ -78,13 +92,44 @@ BAD = {
     ],
 }
 BAD["num_layers"] = BAD["num_old_layers"] = BAD["features"]
-BAD["scale"] = BAD["replacement_value"]
+BAD["num_steps"] = BAD["features"]
+BAD["scale"] = BAD["learning_rate"] = BAD["replacement_value"]
+BAD_BATCH = {
+    "x": [
+        *(value for value in BAD["x"] if getattr(value, "ndim", 0) != 2),
+        np.ones(3),
+        jnp.ones((1, 2, 3)),
+        np.ones((0, 3)),
+        np.ones((2, 0)),
+        np.ones((2, 3), bool),
+        np.ones((2, 3), complex),
+    ]
+}
+BAD_BATCH["y"] = [*BAD_BATCH["x"], np.ones((1, 2)), jnp.ones((3, 2)), [[1.0, 2.0]]]
+BAD["hidden"] = BAD["features"]
 
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
 NORM = {"scale": np.ones(2), "bias": np.ones(2)}
 STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
 STACKED = {"dense": {"kernel": np.ones((1, 2, 2)), "bias": np.ones((1, 2))}}
+SQUARE = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layers
+    "definition/compact_mlp": ("Dense_0", {"Dense_1": SQUARE}),
+    "definition/setup_submodules": (
+        "layers_0",
+        {"heads_value": SQUARE, "heads_gate": SQUARE},
+    ),
+    "randomness/dropout_same_mask": ("linear", {}),
+    "transforms/scan_over_layers": ("proj", {"layers": STACKED}),
+    "checkpoints/orbax_linen_to_nnx": (
+        "Dense_0",
+        {"BatchNorm_0": NORM, "Dense_1": SQUARE},
+    ),
+}
+COLLECTIONS = {  # by problem: those beside params
+    "checkpoints/orbax_linen_to_nnx": {"batch_stats": {"BatchNorm_0": STATISTICS}},
+}
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
     "text": "params",
@@ -111,6 +156,17 @@ def short(value):
     return text if len(text) < 40 else f"{text[:37]}..."
 
 
+def good(problem):
+    """Good arguments by name; a problem with targets y takes a batch x."""
+    names = ENTRIES[problem][1].split()
+    table = GOOD | GOOD_BATCH if "y" in names else GOOD
+    return {name: table[name] for name in names}
+
+
+def bad(problem, name):
+    return (BAD | BAD_BATCH if "y" in ENTRIES[problem][1].split() else BAD)[name]
+
+
 CASES = [
     pytest.param(
         side, problem, name, value, id=f"{side}-{problem}-{name}-{short(value)}"
@@ -118,13 +174,13 @@ CASES = [
     for side in ("linen", "nnx")
     for problem, (_, names) in ENTRIES.items()
     for name in names.split()
-    for value in BAD[name]
+    for value in bad(problem, name)
 ]
 
 
 @pytest.mark.parametrize(("side", "problem", "name", "value"), CASES)
 def test_a_bad_argument_is_named(side, problem, name, value):
-    arguments = {key: GOOD[key] for key in ENTRIES[problem][1].split()}
+    arguments = good(problem)
     with pytest.raises((TypeError, ValueError)) as error:
         entry(side, problem)(**{**arguments, name: value})
     message = str(error.value)
@@ -141,20 +197,15 @@ def test_the_table_is_not_empty():
 @pytest.mark.parametrize("wrong", BAD_VARIABLES)
 @pytest.mark.parametrize("problem", ENTRIES)
 def test_bad_starting_variables_are_named(problem, wrong):
-    arguments = {key: GOOD[key] for key in ENTRIES[problem][1].split()}
+    arguments = good(problem)
     got = BAD_VARIABLES[wrong]
     layered = "num_layers" in arguments or "num_old_layers" in arguments
     if "num_layers" in arguments:
         arguments["num_layers"] = 1
-    if isinstance(got, dict) and "params" in got:
-        if problem == "transforms/scan_over_layers":
-            got = {**got, "params": {"proj": got["params"], "layers": STACKED}}
-        elif problem == "checkpoints/orbax_linen_to_nnx":
-            square = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}
-            params = {"Dense_0": got["params"], "BatchNorm_0": NORM, "Dense_1": square}
-            got = {"batch_stats": {"BatchNorm_0": STATISTICS}, **got, "params": params}
-        elif layered:
-            got = {**got, "params": {"layers_0": got["params"]}}
+    if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
+        name, others = WITHIN.get(problem, ("layers_0", {}))
+        collections = COLLECTIONS.get(problem, {})
+        got = {**collections, **got, "params": {name: got["params"], **others}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
@@ -194,11 +245,13 @@ def test_good_starting_variables_replace_those_of_the_seed(kind, dtype):
 ODD = {  # by argument: values that are the same as the good one
     "seed": [0.0, np.int8(0), np.float64(0), jnp.int32(0), np.asarray(0.0)],
     "features": [2.0, np.int64(2), np.float32(2), jnp.float32(2), np.asarray(2)],
+    "hidden": [2.0, np.uint8(2), np.float16(2)],
     "num_layers": [2.0, np.uint8(2), np.float16(2)],
     "num_old_layers": [1.0, np.uint8(1)],
     "num_extra_layers": [1.0, np.uint8(1)],
     "replacement_value": [np.float32(0.5), np.float64(0.5), jnp.float32(0.5)],
     "scale": [np.float32(0.5), np.float64(0.5), jnp.bfloat16(0.5)],
+    "rate": [np.float32(0.5), np.float64(0.5), jnp.bfloat16(0.5)],
     "x": [
         np.arange(1, 4),
         np.arange(1, 4, dtype=np.uint8),
@@ -211,16 +264,39 @@ ODD = {  # by argument: values that are the same as the good one
 }
 
 
+ODD["num_steps"] = ODD["num_layers"]
+ODD["learning_rate"] = [np.float32(0.125), np.float64(0.125), jnp.bfloat16(0.125)]
+ODD_BATCH = {
+    name: [
+        values.astype(np.uint8),
+        values.astype(np.float32),
+        jnp.asarray(values, int),
+        jnp.asarray(values),
+        values.tolist(),
+        tuple(map(tuple, values)),
+    ]
+    for name, values in GOOD_BATCH.items()
+}
+
+
+def compile_once(side, problem, monkeypatch):
+    """A Linen module that is equal but not the same is compiled again by TrainState."""
+    if side == "linen" and "num_steps" in ENTRIES[problem][1]:
+        file = importlib.import_module(f"linen_impl.{problem.replace('/', '.')}")
+        monkeypatch.setattr(file, "MLP", functools.cache(file.MLP))
+
+
 @pytest.mark.parametrize("side", ["linen", "nnx"])
 @pytest.mark.parametrize("problem", ENTRIES)
-def test_numbers_may_come_in_other_forms(side, problem):
-    names = ENTRIES[problem][1].split()
-    arguments = {key: GOOD[key] for key in names}
+def test_numbers_may_come_in_other_forms(side, problem, monkeypatch):
+    arguments = good(problem)
+    odd = ODD | ODD_BATCH if "y" in arguments else ODD
+    compile_once(side, problem, monkeypatch)
     expected = entry(side, problem)(**arguments)
     assert expected.dtype == jnp.float32
     assert expected.shape == (2,)
-    for name in names:
-        for value in ODD[name]:
+    for name in arguments:
+        for value in odd[name]:
             output = entry(side, problem)(**{**arguments, name: value})
             np.testing.assert_array_equal(output, expected, err_msg=f"{name}={value!r}")
 
@@ -230,3 +306,5 @@ def test_numbers_may_come_in_other_forms(side, problem):
 def test_seeds_of_32_bits(side, seed):
     assert entry(side, "state/pure_update")(seed, [1.0], 1, 1.0).shape == (1,)
     assert entry(side, "surgery/warm_start")(seed, [1.0], 1, 0, 1).shape == (1,)
+    dropout = entry(side, "randomness/dropout_same_mask")
+    assert dropout(seed, [1.0], 1, 0.5).shape == (1,)

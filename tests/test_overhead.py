@@ -489,13 +489,8 @@ def test_every_problem_has_a_benchmark_with_every_measured_thing(problem):
     module = "parity_tests." + problem.replace("/", ".bench_")
     benchmark = importlib.import_module(module).BENCHMARK
     assert benchmark.problem == problem
-    assert set(benchmark.idioms) == {
-        "jitted",
-        "eager",
-        "edit",
-        "first call: trace",
-        "first call: compile",
-    }
+    always = {"jitted", "first call: trace", "first call: compile"}
+    assert always <= set(benchmark.idioms) <= {*always, "eager", "edit"}
     for keys in benchmark.idioms.values():
         assert keys[0] == ("Linen", None)
         assert keys[-1] == ("jax.numpy", None)

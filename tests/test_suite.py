@@ -56,8 +56,11 @@ class TestProblem:
         ours, theirs = (ast.parse(problem.path(side).read_text()) for side in SIDES)
         shared = [name for name in functions(ours) if name in functions(theirs)]
         assert [name for name in functions(theirs) if name in shared] == shared
-        assert set(functions(ours)) == set(functions(theirs))
-        assert [*problem.sections("linen")] == [*problem.sections("nnx")]
+        sections, own = problem.sections("nnx"), []
+        for name in [name for name in sections if name.startswith("nnx_")]:
+            own += functions(ast.parse(sections.pop(name)))  # an idiom that Linen lacks
+        assert set(functions(ours)) == set(functions(theirs)) - set(own)
+        assert [*problem.sections("linen")] == [*sections]
 
     @pytest.mark.parametrize("side", SIDES)
     def test_the_idiom_imports_nothing_of_ours(self, problem, side):
@@ -156,7 +159,7 @@ def test_an_unclosed_section_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "examples"),
     [
-        ("arguments", 4),
+        ("arguments", 6),
         ("compare", 2),
         ("differences", 2),
         ("divergence", 6),

@@ -2,28 +2,28 @@
 
 from flax import nnx
 
-from parity_tests import overhead_arms
 from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
-    SPLIT_MAP_MERGE,
     WIDTH,
     pytest_generate_tests,
+    random_variables,
     strict,
     test_overhead,
+    twins,
 )
+from parity_tests.overhead_forward import SPLIT_MAP_MERGE, Edited, edit_benchmark
 
 PROBLEM = "state/pure_update"
 SCALE = 0.5
 
-linen, nnx_side = overhead_arms.twins(PROBLEM)
+linen, nnx_side = twins(PROBLEM)
 
 
 def pair(_):
     module = linen.create_model(WIDTH)
-    return overhead_arms.Pair(
+    return Edited(
         module=module,
-        variables=(overhead_arms.random_variables(module, seed=0),),
+        variables=(random_variables(module, seed=0),),
         create=lambda: (nnx_side.create_model(WIDTH, WIDTH, rngs=nnx.Rngs(0)),),
-        x=overhead_arms.random_input(),
         linen_edit=lambda variables: linen.scale_state(variables, SCALE),
         nnx_edits={"split/map/merge": scale_model},
         pure_edit=scale_model,
@@ -35,4 +35,4 @@ def scale_model(model):
     return nnx_side.scale_state(model, SCALE)
 
 
-BENCHMARK = overhead_arms.Benchmark(PROBLEM, pair, edits=SPLIT_MAP_MERGE, layers=[None])
+BENCHMARK = edit_benchmark(PROBLEM, pair, edits=SPLIT_MAP_MERGE)

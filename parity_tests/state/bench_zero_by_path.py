@@ -3,27 +3,27 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from parity_tests import overhead_arms
 from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
-    SPLIT_MAP_MERGE,
     WIDTH,
     pytest_generate_tests,
+    random_variables,
     strict,
     test_overhead,
+    twins,
 )
+from parity_tests.overhead_forward import SPLIT_MAP_MERGE, Edited, edit_benchmark
 
 PROBLEM = "state/zero_by_path"
 
-linen, nnx_side = overhead_arms.twins(PROBLEM)
+linen, nnx_side = twins(PROBLEM)
 
 
 def pair(_):
     module = linen.create_model(WIDTH)
-    return overhead_arms.Pair(
+    return Edited(
         module=module,
-        variables=(overhead_arms.random_variables(module, seed=0),),
+        variables=(random_variables(module, seed=0),),
         create=lambda: (nnx_side.create_model(WIDTH, WIDTH, rngs=nnx.Rngs(0)),),
-        x=overhead_arms.random_input(),
         linen_edit=linen.zero_kernels,
         nnx_edits={"split/map/merge": nnx_side.zero_kernels},
         pure_edit=nnx_side.zero_kernels,
@@ -31,4 +31,4 @@ def pair(_):
     )
 
 
-BENCHMARK = overhead_arms.Benchmark(PROBLEM, pair, edits=SPLIT_MAP_MERGE, layers=[None])
+BENCHMARK = edit_benchmark(PROBLEM, pair, edits=SPLIT_MAP_MERGE)

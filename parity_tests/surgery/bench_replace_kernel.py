@@ -4,29 +4,33 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from parity_tests import overhead_arms
 from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
-    ASSIGNMENT,
-    SPLIT_MAP_MERGE,
     WIDTH,
     pytest_generate_tests,
+    random_variables,
     strict,
     test_overhead,
+    twins,
+)
+from parity_tests.overhead_forward import (
+    ASSIGNMENT,
+    SPLIT_MAP_MERGE,
+    Edited,
+    edit_benchmark,
 )
 
 PROBLEM = "surgery/replace_kernel"
 VALUE = 0.5
 
-linen, nnx_side = overhead_arms.twins(PROBLEM)
+linen, nnx_side = twins(PROBLEM)
 
 
 def pair(_):
     module = linen.create_model(WIDTH)
-    return overhead_arms.Pair(
+    return Edited(
         module=module,
-        variables=(overhead_arms.random_variables(module, seed=0),),
+        variables=(random_variables(module, seed=0),),
         create=lambda: (nnx_side.create_model(WIDTH, WIDTH, rngs=nnx.Rngs(0)),),
-        x=overhead_arms.random_input(),
         linen_edit=lambda variables: linen.set_kernel(variables, VALUE),
         nnx_edits={
             "attribute assignment": assign_kernel,
@@ -51,6 +55,4 @@ def map_kernel(model):
     return nnx.merge(graphdef, state)
 
 
-BENCHMARK = overhead_arms.Benchmark(
-    PROBLEM, pair, edits=[ASSIGNMENT, *SPLIT_MAP_MERGE], layers=[None]
-)
+BENCHMARK = edit_benchmark(PROBLEM, pair, edits=[ASSIGNMENT, *SPLIT_MAP_MERGE])

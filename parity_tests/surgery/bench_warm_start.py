@@ -2,19 +2,24 @@
 
 from flax import nnx
 
-from parity_tests import overhead_arms
 from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
-    ASSIGNMENT,
-    SPLIT_MAP_MERGE,
     WIDTH,
     pytest_generate_tests,
+    random_variables,
     strict,
     test_overhead,
+    twins,
+)
+from parity_tests.overhead_forward import (
+    ASSIGNMENT,
+    SPLIT_MAP_MERGE,
+    Edited,
+    edit_benchmark,
 )
 
 PROBLEM = "surgery/warm_start"
 
-linen, nnx_side = overhead_arms.twins(PROBLEM)
+linen, nnx_side = twins(PROBLEM)
 
 
 def pair(layers):
@@ -27,14 +32,12 @@ def pair(layers):
             nnx_side.MLP(WIDTH, depth, WIDTH, rngs=nnx.Rngs(0)) for depth in depths
         )
 
-    return overhead_arms.Pair(
+    return Edited(
         module=modules[1],
         variables=tuple(
-            overhead_arms.random_variables(module, seed)
-            for seed, module in enumerate(modules)
+            random_variables(module, seed) for seed, module in enumerate(modules)
         ),
         create=create,
-        x=overhead_arms.random_input(),
         linen_edit=linen.copy_layers,
         nnx_edits={
             "attribute assignment": assign_layers,
@@ -63,7 +66,7 @@ def merge_layers(small, big):
     return nnx.merge(graphdef, state, copy=True)
 
 
-BENCHMARK = overhead_arms.Benchmark(
+BENCHMARK = edit_benchmark(
     PROBLEM,
     pair,
     edits=[ASSIGNMENT, ("nnx.update", None), *SPLIT_MAP_MERGE],

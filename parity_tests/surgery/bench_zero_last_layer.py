@@ -4,19 +4,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from parity_tests import overhead_arms
 from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
-    ASSIGNMENT,
-    SPLIT_MAP_MERGE,
     WIDTH,
     pytest_generate_tests,
+    random_variables,
     strict,
     test_overhead,
+    twins,
+)
+from parity_tests.overhead_forward import (
+    ASSIGNMENT,
+    SPLIT_MAP_MERGE,
+    Edited,
+    edit_benchmark,
 )
 
 PROBLEM = "surgery/zero_last_layer"
 
-linen, nnx_side = overhead_arms.twins(PROBLEM)
+linen, nnx_side = twins(PROBLEM)
 
 
 def pair(layers):
@@ -25,11 +30,10 @@ def pair(layers):
     def create():
         return (nnx_side.MLP(WIDTH, layers, WIDTH, rngs=nnx.Rngs(0)),)
 
-    return overhead_arms.Pair(
+    return Edited(
         module=module,
-        variables=(overhead_arms.random_variables(module, seed=0),),
+        variables=(random_variables(module, seed=0),),
         create=create,
-        x=overhead_arms.random_input(),
         linen_edit=linen.zero_last_kernel,
         nnx_edits={
             "attribute assignment": assign_last_kernel,
@@ -63,6 +67,6 @@ def zero_last_pair(layers):
     return [*layers[:-1], (jnp.zeros_like(kernel), bias)]
 
 
-BENCHMARK = overhead_arms.Benchmark(
+BENCHMARK = edit_benchmark(
     PROBLEM, pair, edits=[ASSIGNMENT, *SPLIT_MAP_MERGE], layers=[1, 4, 16, 64]
 )

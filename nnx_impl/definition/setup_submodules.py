@@ -1,0 +1,126 @@
+"""Hold submodules in lists and dicts.
+
+A list of layers is an `nnx.List` and a dict of heads an `nnx.Dict`,
+with the paths `layers/0` and `heads/value`. Linen assigns plain
+lists and dicts in `setup`, and says `layers_0` and `heads_value`.
+"""
+
+# --8<-- [start:imports]
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+class GatedMLP(nnx.Module):
+    def __init__(
+        self,
+        din: int,
+        num_layers: int,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = [din] + [features] * num_layers
+        self.layers = nnx.List(  # (1)!
+            nnx.Linear(widths[i], features, rngs=rngs)
+            for i in range(num_layers)
+        )
+        self.heads = nnx.Dict(  # (2)!
+            value=nnx.Linear(features, features, rngs=rngs),
+            gate=nnx.Linear(features, features, rngs=rngs),
+        )
+
+    def body(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return x
+
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+        x = self.body(x)
+        gate = nnx.sigmoid(self.heads["gate"](x))
+        return self.heads["value"](x) * gate
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:head]
+def apply_head(
+    model: GatedMLP, x: Float[Array, "n"], name: str
+) -> Float[Array, "m"]:
+    return model.heads[name](model.body(x))  # (1)!
+
+
+# --8<-- [end:head]
+
+
+# --8<-- [start:iterate]
+def activations(model: GatedMLP, x: Float[Array, "n"]) -> list:
+    outputs = []
+    for layer in model.layers:
+        x = nnx.relu(layer(x))
+        outputs.append(x)
+    return outputs
+
+
+# --8<-- [end:iterate]
+
+
+# --8<-- [start:extend]
+def add_layer(model: GatedMLP, layer: nnx.Linear) -> None:
+    model.layers.append(layer)  # (1)!
+
+
+# --8<-- [end:extend]
+
+
+# --8<-- [start:data]
+class Scales(nnx.Module):
+    def __init__(self, num_layers: int, features: int):
+        self.scales = nnx.data(  # (1)!
+            [
+                nnx.Param(jnp.ones(features))
+                for _ in range(num_layers)
+            ]
+        )
+
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+        for scale in self.scales:
+            x = nnx.relu(x * scale[...])
+        return x
+
+
+# --8<-- [end:data]
+
+
+def setup_submodules(
+    seed, x, num_layers, features
+) -> Float[Array, "features"]:
+    """Apply an MLP with two heads: the value times the gate.
+
+    Args:
+        seed: whole number; seeds the layers and heads.
+        x: input, numeric, shape (din,).
+        num_layers: whole number from 1; layers below the heads.
+        features: whole number from 1; width of every layer.
+
+    Returns:
+        The output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    num_layers = arguments.size("num_layers", num_layers)
+    features = arguments.size("features", features)
+    rngs = nnx.Rngs(int(seed))
+    return GatedMLP(x.shape[0], num_layers, features, rngs=rngs)(x)
+
+
+if __name__ == "__main__":
+    print(setup_submodules(0, jnp.arange(3.0), 2, 2))

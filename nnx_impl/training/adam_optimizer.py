@@ -1,0 +1,151 @@
+"""Adam with clipping and a schedule, and its state.
+
+`nnx.Optimizer` holds step and optax state and updates the model in
+place; Linen's `TrainState` holds the params too and is replaced.
+"""
+
+# --8<-- [start:imports]
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+class MLP(nnx.Module):
+    def __init__(
+        self,
+        din: int,
+        num_layers: int,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = [din] + [features] * num_layers
+        self.layers = nnx.List(  # (1)!
+            nnx.Linear(widths[i], features, rngs=rngs)
+            for i in range(num_layers)
+        )
+
+    def __call__(
+        self, x: Float[Array, "b n"]
+    ) -> Float[Array, "b m"]:
+        for i, layer in enumerate(self.layers):
+            x = layer(nnx.relu(x) if i else x)
+        return x
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:optimizer]
+@functools.cache  # (1)!
+def create_tx(
+    peak: float, num_steps: int
+) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, peak, num_steps // 10, num_steps
+    )
+    clip = optax.clip_by_global_norm(1.0)
+    return optax.chain(clip, optax.adam(schedule))
+
+
+def create_optimizer(
+    model: nnx.Module, tx: optax.GradientTransformation
+) -> nnx.Optimizer:
+    return nnx.Optimizer(model, tx, wrt=nnx.Param)  # (2)!
+
+
+# --8<-- [end:optimizer]
+
+
+# --8<-- [start:step]
+@nnx.jit
+def train_step(
+    model: nnx.Module,
+    optimizer: nnx.Optimizer,
+    x: Float[Array, "b n"],
+    y: Float[Array, "b m"],
+) -> Float[Array, ""]:
+    def loss_fn(model):
+        return jnp.mean((model(x) - y) ** 2)
+
+    loss, grads = nnx.value_and_grad(loss_fn)(model)
+    optimizer.update(model, grads)  # (1)!
+    return loss
+
+
+# --8<-- [end:step]
+
+
+# --8<-- [start:last_layer]
+def create_last_layer_optimizer(
+    model: MLP, tx: optax.GradientTransformation
+) -> nnx.Optimizer:
+    last = nnx.PathContains(len(model.layers) - 1)
+    wrt = nnx.All(nnx.Param, last)  # (1)!
+    return nnx.Optimizer(model, tx, wrt=wrt)
+
+
+# --8<-- [end:last_layer]
+
+
+# --8<-- [start:resume]
+def load_opt_state(
+    optimizer: nnx.Optimizer, step: int, opt_state: optax.OptState
+) -> None:
+    optimizer.step[...] = step
+    _, (adam, schedule) = optimizer.opt_state
+    _, (old_adam, old_schedule) = opt_state
+    adam.count[...] = old_adam.count
+    schedule.count[...] = old_schedule.count
+    for ours, old in zip((adam.mu, adam.nu), old_adam[1:]):
+        for i, layer in ours["layers"].items():
+            for name, leaf in layer.items():  # (1)!
+                leaf[...] = old[f"layers_{i}"][name]
+
+
+# --8<-- [end:resume]
+
+
+def adam_losses(
+    seed, x, y, num_layers, num_steps, learning_rate
+) -> Float[Array, "num_steps"]:
+    """Train an MLP on one batch; its layers are as wide as y.
+
+    Args:
+        seed: whole number; seeds the MLP.
+        x: inputs, numeric, shape (batch, din).
+        y: targets, numeric, shape (batch, features).
+        num_layers: whole number from 1.
+        num_steps: whole number from 1; the schedule ends there.
+        learning_rate: finite number; the peak of the schedule.
+
+    Returns:
+        The loss before each step, shape (num_steps,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.batch("x", x)
+    y = arguments.targets("y", y, x)
+    layers = arguments.size("num_layers", num_layers)
+    steps = arguments.size("num_steps", num_steps)
+    peak = arguments.number("learning_rate", learning_rate)
+    model = MLP(x.shape[1], layers, y.shape[1], rngs=nnx.Rngs(seed))
+    optimizer = create_optimizer(model, create_tx(peak, steps))
+    return jnp.stack(
+        [train_step(model, optimizer, x, y) for _ in range(steps)]
+    )
+
+
+if __name__ == "__main__":
+    x, y = jax.random.normal(jax.random.key(0), (2, 8, 3))
+    print(adam_losses(0, x, y, 2, 5, 0.1))

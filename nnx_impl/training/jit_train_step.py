@@ -1,0 +1,158 @@
+"""Jit a whole training step.
+
+A step updates model and optimizer in place: parameters, statistics,
+RNG state, moments. Held as a pure dict and merged inside `jax.jit`,
+they cost what a `TrainState` does in Linen.
+"""
+
+# --8<-- [start:imports]
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+class Block(nnx.Module):
+    def __init__(self, din: int, features: int, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(din, features, rngs=rngs)
+        self.norm = nnx.BatchNorm(features, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1)
+
+    def __call__(self, x: Float[Array, "b n"], rngs: nnx.RngStream):
+        x = nnx.relu(self.norm(self.linear(x)))
+        return self.dropout(x, rngs=rngs)
+
+
+class MLP(nnx.Module):
+    def __init__(
+        self,
+        din: int,
+        num_layers: int,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = [din] + [features] * num_layers
+        self.blocks = nnx.List(
+            Block(widths[i], features, rngs=rngs)
+            for i in range(num_layers)
+        )
+        self.head = nnx.Linear(features, features, rngs=rngs)
+        self.dropout_rngs = rngs.dropout.fork()  # (1)!
+
+    def __call__(
+        self, x: Float[Array, "b n"]
+    ) -> Float[Array, "b m"]:
+        for block in self.blocks:
+            x = block(x, self.dropout_rngs)
+        return self.head(x)
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:step]
+def train_step(
+    model: nnx.Module, optimizer: nnx.Optimizer, x: Array, y: Array
+) -> Float[Array, ""]:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss_fn(params, rest):
+        model = nnx.merge(graphdef, params, rest)  # (1)!
+        return jnp.mean((model(x) - y) ** 2)
+
+    loss, grads = nnx.value_and_grad(loss_fn)(params, rest)
+    optimizer.update(model, grads)
+    return loss
+
+
+# --8<-- [end:step]
+
+
+# --8<-- [start:train]
+def train(
+    model: nnx.Module, optimizer: nnx.Optimizer, batches
+) -> Float[Array, "steps"]:
+    graphdef, state = nnx.split((model, optimizer))
+    state = nnx.to_pure_dict(state)  # (1)!
+
+    @jax.jit
+    def step(state, x, y):
+        model, optimizer = nnx.merge(graphdef, state)
+        loss = train_step(model, optimizer, x, y)
+        state = nnx.state((model, optimizer))
+        return nnx.to_pure_dict(state), loss
+
+    losses = []
+    for x, y in batches:
+        state, loss = step(state, x, y)
+        losses.append(loss)
+    nnx.update((model, optimizer), state)  # (2)!
+    return jnp.stack(losses)
+
+
+# --8<-- [end:train]
+
+
+# --8<-- [start:nnx_in_place]
+def train_by_nnx_jit(model, optimizer, batches):
+    step = nnx.jit(train_step)
+    return [step(model, optimizer, x, y) for x, y in batches]
+
+
+def train_by_cached_partial(model, optimizer, batches):
+    step = nnx.cached_partial(nnx.jit(train_step), model, optimizer)
+    return [step(x, y) for x, y in batches]
+
+
+def train_by_jit_partial(model, optimizer, batches):
+    step = nnx.jit_partial(
+        train_step, model, optimizer, graph=False
+    )
+    return [step(x, y) for x, y in batches]
+
+
+# --8<-- [end:nnx_in_place]
+
+
+def jit_train_step(
+    seed, x, y, num_layers, num_steps, learning_rate
+) -> Float[Array, "num_steps"]:
+    """Train an MLP with BatchNorm and dropout, by Adam, on a batch.
+
+    Args:
+        seed: whole number; seeds the weights, + 1 the dropout.
+        x: inputs, numeric, shape (batch, din).
+        y: targets, numeric, shape (batch, features).
+        num_layers: whole number from 1.
+        num_steps: whole number from 1.
+        learning_rate: finite number.
+
+    Returns:
+        The loss of each step, shape (num_steps,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.batch("x", x)
+    y = arguments.targets("y", y, x)
+    num_layers = arguments.size("num_layers", num_layers)
+    num_steps = arguments.size("num_steps", num_steps)
+    rate = arguments.number("learning_rate", learning_rate)
+    rngs = nnx.Rngs(params=seed, dropout=seed + 1)
+    model = MLP(x.shape[1], num_layers, y.shape[1], rngs=rngs)
+    optimizer = nnx.Optimizer(
+        model, optax.adam(rate), wrt=nnx.Param
+    )
+    return train(model, optimizer, [(x, y)] * num_steps)
+
+
+if __name__ == "__main__":
+    x = jnp.eye(4)
+    print(jit_train_step(0, x, x, 2, 3, 1e-2))
