@@ -43,6 +43,11 @@ ENTRIES = {
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
     "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
+    "transforms/scan_over_layers": (
+        "scan_over_layers",
+        "seed x num_layers features",
+    ),
+    "checkpoints/orbax_linen_to_nnx": ("orbax_linen_to_nnx", "seed x features"),
     "training/adam_optimizer": (
         "adam_losses",
         "seed x y num_layers num_steps learning_rate",
@@ -150,6 +155,25 @@ STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
 BATCH_STATS = {
     "training/jit_train_step": {"blocks_0": {"norm": STATISTICS}},
     "checkpoints/orbax_linen_to_nnx": {"BatchNorm_0": STATISTICS},
+NORM = {"scale": np.ones(2), "bias": np.ones(2)}
+STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
+STACKED = {"dense": {"kernel": np.ones((1, 2, 2)), "bias": np.ones((1, 2))}}
+SQUARE = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layers
+    "definition/compact_mlp": ("Dense_0", {"Dense_1": SQUARE}),
+    "definition/setup_submodules": (
+        "layers_0",
+        {"heads_value": SQUARE, "heads_gate": SQUARE},
+    ),
+    "randomness/dropout_same_mask": ("linear", {}),
+    "transforms/scan_over_layers": ("proj", {"layers": STACKED}),
+    "checkpoints/orbax_linen_to_nnx": (
+        "Dense_0",
+        {"BatchNorm_0": NORM, "Dense_1": SQUARE},
+    ),
+}
+COLLECTIONS = {  # by problem: those beside params
+    "checkpoints/orbax_linen_to_nnx": {"batch_stats": {"BatchNorm_0": STATISTICS}},
 }
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
@@ -227,6 +251,10 @@ def test_bad_starting_variables_are_named(problem, wrong):
         got = {**got, "params": params}
         if problem in BATCH_STATS:
             got = {"batch_stats": BATCH_STATS[problem], **got}
+    if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
+        name, others = WITHIN.get(problem, ("layers_0", {}))
+        collections = COLLECTIONS.get(problem, {})
+        got = {**collections, **got, "params": {name: got["params"], **others}}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
