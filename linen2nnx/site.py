@@ -119,6 +119,11 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
         OPTAX_API + "transformations.html#optax.GradientTransformation"
     ),
     "optax.apply_updates": OPTAX_API + "apply_updates.html#optax.apply_updates",
+    "flax.linen.BatchNorm": LINEN_API + "flax.linen/layers.html#flax.linen.BatchNorm",
+    "flax.nnx.BatchNorm": NNX_API + "nn/normalization.html#flax.nnx.BatchNorm",
+    "flax.nnx.BatchStat": NNX_API + "variables.html#flax.nnx.BatchStat",
+    "flax.nnx.grad": NNX_API + "transforms.html#flax.nnx.grad",
+    "flax.nnx.view": NNX_API + "module.html#flax.nnx.view",
     "optax.sgd": OPTAX_API + "optimizers.html#optax.sgd",
     "collections.abc.Mapping": PYTHON + "collections.abc.html#collections.abc.Mapping",
     "flax.nnx.All": NNX_API + "filterlib.html#flax.nnx.All",

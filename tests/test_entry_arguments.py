@@ -44,6 +44,10 @@ ENTRIES = {
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
     "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
+    "modes/batchnorm_train_step": (
+        "batchnorm_losses",
+        "seed x y hidden num_steps learning_rate",
+    ),
 }
 NO_NUMBER = [
     True,
@@ -113,6 +117,13 @@ WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layer
         {"heads_value": SQUARE, "heads_gate": SQUARE},
     ),
     "randomness/dropout_same_mask": ("linear", {}),
+    "modes/batchnorm_train_step": (
+        "hidden",
+        {
+            "norm": {"scale": np.ones(2), "bias": np.ones(2)},
+            "head": {"kernel": np.ones((2, 2)), "bias": np.ones(2)},
+        },
+    ),
 }
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
@@ -189,6 +200,9 @@ def test_bad_starting_variables_are_named(problem, wrong):
     if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
         name, others = WITHIN.get(problem, ("layers_0", {}))
         got = {**got, "params": {name: got["params"], **others}}
+        if "norm" in others:
+            stats = {"norm": {"mean": np.ones(2), "var": np.ones(2)}}
+            got = {"batch_stats": stats, **got}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
