@@ -41,6 +41,10 @@ ENTRIES = {
         "adam_losses",
         "seed x y num_layers num_steps learning_rate",
     ),
+    "training/jit_train_step": (
+        "jit_train_step",
+        "seed x y num_layers num_steps learning_rate",
+    ),
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
     "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
@@ -48,6 +52,11 @@ ENTRIES = {
         "batchnorm_losses",
         "seed x y hidden num_steps learning_rate",
     ),
+    "transforms/scan_over_layers": (
+        "scan_over_layers",
+        "seed x num_layers features",
+    ),
+    "checkpoints/orbax_linen_to_nnx": ("orbax_linen_to_nnx", "seed x features"),
 }
 NO_NUMBER = [
     True,
@@ -110,20 +119,40 @@ BAD["hidden"] = BAD["features"]
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
 SQUARE = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
-WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layers
-    "definition/compact_mlp": ("Dense_0", {"Dense_1": SQUARE}),
-    "definition/setup_submodules": (
-        "layers_0",
-        {"heads_value": SQUARE, "heads_gate": SQUARE},
-    ),
-    "randomness/dropout_same_mask": ("linear", {}),
-    "modes/batchnorm_train_step": (
-        "hidden",
-        {
-            "norm": {"scale": np.ones(2), "bias": np.ones(2)},
-            "head": {"kernel": np.ones((2, 2)), "bias": np.ones(2)},
-        },
-    ),
+NORM = {"scale": np.ones(2), "bias": np.ones(2)}
+STACKED = {"dense": {"kernel": np.ones((1, 2, 2)), "bias": np.ones((1, 2))}}
+PARAMS = {  # by problem: the params, where a layer from 3 to 2 is not all of them
+    "surgery/zero_last_layer": lambda layer: {"layers_0": layer},
+    "surgery/warm_start": lambda layer: {"layers_0": layer},
+    "definition/compact_mlp": lambda layer: {"Dense_0": layer, "Dense_1": SQUARE},
+    "definition/setup_submodules": lambda layer: {
+        "layers_0": layer,
+        "heads_value": SQUARE,
+        "heads_gate": SQUARE,
+    },
+    "randomness/dropout_same_mask": lambda layer: {"linear": layer},
+    "training/adam_optimizer": lambda layer: {"layers_0": layer},
+    "training/jit_train_step": lambda layer: {
+        "blocks_0": {"linear": layer, "norm": NORM},
+        "head": SQUARE,
+    },
+    "modes/batchnorm_train_step": lambda layer: {
+        "hidden": layer,
+        "norm": NORM,
+        "head": SQUARE,
+    },
+    "transforms/scan_over_layers": lambda layer: {"proj": layer, "layers": STACKED},
+    "checkpoints/orbax_linen_to_nnx": lambda layer: {
+        "Dense_0": layer,
+        "BatchNorm_0": NORM,
+        "Dense_1": SQUARE,
+    },
+}
+STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
+BATCH_STATS = {
+    "modes/batchnorm_train_step": {"norm": STATISTICS},
+    "training/jit_train_step": {"blocks_0": {"norm": STATISTICS}},
+    "checkpoints/orbax_linen_to_nnx": {"BatchNorm_0": STATISTICS},
 }
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
@@ -194,15 +223,13 @@ def test_the_table_is_not_empty():
 def test_bad_starting_variables_are_named(problem, wrong):
     arguments = good(problem)
     got = BAD_VARIABLES[wrong]
-    layered = "num_layers" in arguments or "num_old_layers" in arguments
     if "num_layers" in arguments:
         arguments["num_layers"] = 1
-    if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
-        name, others = WITHIN.get(problem, ("layers_0", {}))
-        got = {**got, "params": {name: got["params"], **others}}
-        if "norm" in others:
-            stats = {"norm": {"mean": np.ones(2), "var": np.ones(2)}}
-            got = {"batch_stats": stats, **got}
+    if isinstance(got, dict) and "params" in got:
+        params = PARAMS.get(problem, lambda layer: layer)(got["params"])
+        got = {**got, "params": params}
+        if problem in BATCH_STATS:
+            got = {"batch_stats": BATCH_STATS[problem], **got}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
@@ -259,8 +286,6 @@ ODD = {  # by argument: values that are the same as the good one
         (1.0, 2.0, 3.0),
     ],
 }
-
-
 ODD["num_steps"] = ODD["num_layers"]
 ODD["learning_rate"] = [np.float32(0.125), np.float64(0.125), jnp.bfloat16(0.125)]
 ODD_BATCH = {
@@ -292,10 +317,10 @@ def test_numbers_may_come_in_other_forms(side, problem, monkeypatch):
     expected = entry(side, problem)(**arguments)
     assert expected.dtype == jnp.float32
     assert expected.shape == (2,)
-    for name in arguments:
-        for value in odd[name]:
-            output = entry(side, problem)(**{**arguments, name: value})
-            np.testing.assert_array_equal(output, expected, err_msg=f"{name}={value!r}")
+    for i in range(max(len(odd[name]) for name in arguments)):
+        odd_ones = {name: odd[name][i % len(odd[name])] for name in arguments}
+        output = entry(side, problem)(**odd_ones)
+        np.testing.assert_array_equal(output, expected, err_msg=f"{odd_ones!r}")
 
 
 @pytest.mark.parametrize("side", ["linen", "nnx"])
