@@ -154,6 +154,7 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.initializers.lecun_normal": (
         NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
     ),
+    "flax.nnx.grad": NNX_API + "transforms.html#flax.nnx.grad",
     "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
     "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
     "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
@@ -184,6 +185,7 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",
     "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
     "flax.nnx.value_and_grad": NNX_API + "transforms.html#flax.nnx.value_and_grad",
+    "flax.nnx.view": NNX_API + "module.html#flax.nnx.view",
     "flax.nnx.vmap": NNX_API + "transforms.html#flax.nnx.vmap",
     "flax.training.train_state.TrainState": (
         LINEN_API + "flax.training.html#flax.training.train_state.TrainState"

@@ -274,6 +274,30 @@ randomness/dropout_same_mask linen test_run_steps
 randomness/dropout_same_mask linen test_linen_run
     {"dropout": key}
     {"dropout": jax.random.fold_in(key, 1)}
+modes/batchnorm_train_step nnx test_train_step
+    model(x) - y) ** 2)  # (1)!
+    nnx.view(model, use_running_average=True)(x) - y) ** 2)
+modes/batchnorm_train_step nnx test_train_step
+    optimizer.update(model, grads)
+    optimizer.update(model, grads), model.norm(x)
+modes/batchnorm_train_step nnx test_train_step
+    nnx.BatchNorm(width, rngs=rngs)
+    nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
+modes/batchnorm_train_step nnx test_train_step
+    use_running_average=True
+    use_running_average=False
+modes/batchnorm_train_step nnx test_train_step
+    rate, momentum=0.9
+    rate, momentum=0.9, nesterov=True
+modes/batchnorm_train_step linen test_train_step
+    grads=grads, **updates
+    grads=grads
+modes/batchnorm_train_step linen test_train_step
+    use_running_average=not train
+    use_running_average=train
+modes/batchnorm_train_step linen test_model
+    nn.relu(x)
+    nn.gelu(x)
 transforms/scan_over_layers nnx test_scanned_mlp
     x + nnx.relu(self.dense(x))
     nnx.relu(self.dense(x))

@@ -59,6 +59,10 @@ ENTRIES = {
     "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
     "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
     "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
+    "modes/batchnorm_train_step": (
+        "batchnorm_losses",
+        "seed x y hidden num_steps learning_rate",
+    ),
     "transforms/scan_over_layers": (
         "scan_over_layers",
         "seed x num_layers features",
@@ -144,6 +148,11 @@ PARAMS = {  # by problem: the params, where a layer from 3 to 2 is not all of th
         "blocks_0": {"linear": layer, "norm": NORM},
         "head": SQUARE,
     },
+    "modes/batchnorm_train_step": lambda layer: {
+        "hidden": layer,
+        "norm": NORM,
+        "head": SQUARE,
+    },
     "transforms/scan_over_layers": lambda layer: {"proj": layer, "layers": STACKED},
     "checkpoints/orbax_linen_to_nnx": lambda layer: {
         "Dense_0": layer,
@@ -153,6 +162,7 @@ PARAMS = {  # by problem: the params, where a layer from 3 to 2 is not all of th
 }
 STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
 BATCH_STATS = {
+    "modes/batchnorm_train_step": {"norm": STATISTICS},
     "training/jit_train_step": {"blocks_0": {"norm": STATISTICS}},
     "checkpoints/orbax_linen_to_nnx": {"BatchNorm_0": STATISTICS},
 NORM = {"scale": np.ones(2), "bias": np.ones(2)}

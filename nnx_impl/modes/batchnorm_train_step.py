@@ -1,0 +1,125 @@
+"""Train and evaluate a model with BatchNorm.
+
+The statistics are Variables of the model, and each call in train
+mode updates them in place; only the Params are differentiated. In
+Linen they are a collection that `apply` returns for the state.
+"""
+
+# --8<-- [start:imports]
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+class MLP(nnx.Module):
+    def __init__(
+        self, din: int, width: int, dout: int, *, rngs: nnx.Rngs
+    ):
+        self.hidden = nnx.Linear(din, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)  # (1)!
+        self.head = nnx.Linear(width, dout, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n"]
+    ) -> Float[Array, "b m"]:
+        x = self.norm(self.hidden(x))
+        return self.head(nnx.relu(x))
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:optimizer]
+@functools.cache  # (1)!
+def create_tx(learning_rate: float) -> optax.GradientTransformation:
+    return optax.sgd(learning_rate, momentum=0.9)
+
+
+def create_optimizer(
+    model: nnx.Module, tx: optax.GradientTransformation
+) -> nnx.Optimizer:
+    return nnx.Optimizer(model, tx, wrt=nnx.Param)  # (2)!
+
+
+# --8<-- [end:optimizer]
+
+
+# --8<-- [start:step]
+@nnx.jit
+def train_step(
+    model: nnx.Module,
+    optimizer: nnx.Optimizer,
+    x: Float[Array, "b n"],
+    y: Float[Array, "b m"],
+) -> Float[Array, ""]:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss_fn(params, rest):
+        model = nnx.merge(graphdef, params, rest)
+        return jnp.mean((model(x) - y) ** 2)  # (1)!
+
+    loss, grads = nnx.value_and_grad(loss_fn)(params, rest)  # (2)!
+    optimizer.update(model, grads)
+    return loss
+
+
+# --8<-- [end:step]
+
+
+# --8<-- [start:evaluate]
+@nnx.jit
+def evaluate(
+    model: nnx.Module,
+    x: Float[Array, "b n"],
+    y: Float[Array, "b m"],
+) -> Float[Array, ""]:
+    model = nnx.view(model, use_running_average=True)  # (1)!
+    return jnp.mean((model(x) - y) ** 2)
+
+
+# --8<-- [end:evaluate]
+
+
+def batchnorm_losses(
+    seed, x, y, hidden, num_steps, learning_rate
+) -> Float[Array, "num_steps"]:
+    """Train an MLP with BatchNorm on one batch.
+
+    Args:
+        seed: whole number; seeds the MLP.
+        x: inputs, numeric, shape (batch, din).
+        y: targets, numeric, shape (batch, features).
+        hidden: whole number from 1; width of the hidden layer.
+        num_steps: whole number from 1.
+        learning_rate: finite number, of SGD with momentum.
+
+    Returns:
+        The loss before each step, shape (num_steps,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.batch("x", x)
+    y = arguments.targets("y", y, x)
+    hidden = arguments.size("hidden", hidden)
+    steps = arguments.size("num_steps", num_steps)
+    rate = arguments.number("learning_rate", learning_rate)
+    model = MLP(x.shape[1], hidden, y.shape[1], rngs=nnx.Rngs(seed))
+    optimizer = create_optimizer(model, create_tx(rate))
+    return jnp.stack(
+        [train_step(model, optimizer, x, y) for _ in range(steps)]
+    )
+
+
+if __name__ == "__main__":
+    x, y = jax.random.normal(jax.random.key(0), (2, 8, 3))
+    print(batchnorm_losses(0, x, y, 4, 5, 0.1))
