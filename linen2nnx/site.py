@@ -47,50 +47,26 @@ DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 LINEN_API = "https://flax-linen.readthedocs.io/en/latest/api_reference/"
 NNX_API = "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/"
 JAX_API = "https://docs.jax.dev/en/latest/_autosummary/"
+NNX_TRANSFORMS_GUIDE = "https://flax.readthedocs.io/en/latest/guides/transforms.html"
 OPTAX_API = "https://optax.readthedocs.io/en/latest/api/"
 PYTHON = "https://docs.python.org/3/library/"
+ORBAX_API = "https://orbax.readthedocs.io/en/latest/api_reference/"
 REFERENCE = {  # where the official reference of a name is; jax follows one rule
-    "flax.core.FrozenDict": (
-        LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.FrozenDict"
-    ),
+    "collections.abc.Mapping": PYTHON + "collections.abc.html#collections.abc.Mapping",
     "flax.core.freeze": (
         LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.freeze"
     ),
+    "flax.core.FrozenDict": (
+        LINEN_API + "flax.core.frozen_dict.html#flax.core.frozen_dict.FrozenDict"
+    ),
+    "flax.linen.BatchNorm": LINEN_API + "flax.linen/layers.html#flax.linen.BatchNorm",
+    "flax.linen.compact": LINEN_API + "flax.linen/decorators.html#flax.linen.compact",
     "flax.linen.Dense": LINEN_API + "flax.linen/layers.html#flax.linen.Dense",
     "flax.linen.Dropout": LINEN_API + "flax.linen/layers.html#flax.linen.Dropout",
-    "flax.linen.Module": LINEN_API + "flax.linen/module.html#flax.linen.Module",
-    "flax.linen.compact": LINEN_API + "flax.linen/decorators.html#flax.linen.compact",
-    "flax.linen.relu": (
-        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.relu"
-    ),
     "flax.linen.initializers.ones": (
         LINEN_API + "flax.linen/initializers.html#flax.linen.initializers.ones"
     ),
-    "flax.linen.sigmoid": (
-        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.sigmoid"
-    ),
-    "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
-    "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
-    "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
-    "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
-    "flax.nnx.Module": NNX_API + "module.html#flax.nnx.Module",
-    "flax.nnx.Optimizer": (
-        NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer"
-    ),
-    "flax.nnx.Param": NNX_API + "variables.html#flax.nnx.Param",
-    "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
-    "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
-    "flax.nnx.clone": NNX_API + "graph.html#flax.nnx.clone",
-    "flax.nnx.data": NNX_API + "object.html#flax.nnx.data",
-    "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
-    "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
-    "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
-    "flax.nnx.reseed": NNX_API + "rnglib.html#flax.nnx.reseed",
-    "flax.nnx.sigmoid": NNX_API + "nn/activations.html#flax.nnx.sigmoid",
-    "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
-    "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
-    "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",
-    "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
+    "flax.linen.Module": LINEN_API + "flax.linen/module.html#flax.linen.Module",
     "flax.linen.Module.apply": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.apply"
     ),
@@ -100,50 +76,98 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.linen.Module.make_rng": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.make_rng"
     ),
+    "flax.linen.relu": (
+        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.relu"
+    ),
+    "flax.linen.remat": LINEN_API + "flax.linen/transformations.html#flax.linen.remat",
+    "flax.linen.scan": LINEN_API + "flax.linen/transformations.html#flax.linen.scan",
+    "flax.linen.sigmoid": (
+        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.sigmoid"
+    ),
+    "flax.nnx.All": NNX_API + "filterlib.html#flax.nnx.All",
+    "flax.nnx.BatchNorm": NNX_API + "nn/normalization.html#flax.nnx.BatchNorm",
+    "flax.nnx.BatchStat": NNX_API + "variables.html#flax.nnx.BatchStat",
+    "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
+    "flax.nnx.Carry": NNX_TRANSFORMS_GUIDE,
+    "flax.nnx.clone": NNX_API + "graph.html#flax.nnx.clone",
+    "flax.nnx.data": NNX_API + "object.html#flax.nnx.data",
+    "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
+    "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
+    "flax.nnx.eval_shape": NNX_API + "transforms.html#flax.nnx.eval_shape",
+    "flax.nnx.graphdef": NNX_API + "graph.html#flax.nnx.graphdef",
+    "flax.nnx.initializers.lecun_normal": (
+        NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
+    ),
+    "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
+    "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
+    "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
+    "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
+    "flax.nnx.Module": NNX_API + "module.html#flax.nnx.Module",
+    "flax.nnx.Optimizer": (
+        NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer"
+    ),
     "flax.nnx.Optimizer.update": (
         NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer.update"
     ),
-    "flax.traverse_util.flatten_dict": (
-        "https://flax.readthedocs.io/en/latest/api_reference/"
-        "flax.traverse_util.html#flax.traverse_util.flatten_dict"
-    ),
-    "flax.traverse_util.unflatten_dict": (
-        "https://flax.readthedocs.io/en/latest/api_reference/"
-        "flax.traverse_util.html#flax.traverse_util.unflatten_dict"
-    ),
-    "flax.traverse_util.path_aware_map": (
-        "https://flax.readthedocs.io/en/latest/api_reference/"
-        "flax.traverse_util.html#flax.traverse_util.path_aware_map"
-    ),
-    "optax.GradientTransformation": (
-        OPTAX_API + "transformations.html#optax.GradientTransformation"
-    ),
-    "optax.apply_updates": OPTAX_API + "apply_updates.html#optax.apply_updates",
-    "optax.sgd": OPTAX_API + "optimizers.html#optax.sgd",
-    "collections.abc.Mapping": PYTHON + "collections.abc.html#collections.abc.Mapping",
-    "flax.nnx.All": NNX_API + "filterlib.html#flax.nnx.All",
+    "flax.nnx.Param": NNX_API + "variables.html#flax.nnx.Param",
     "flax.nnx.PathContains": NNX_API + "filterlib.html#flax.nnx.PathContains",
+    "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
+    "flax.nnx.remat": NNX_API + "transforms.html#flax.nnx.remat",
+    "flax.nnx.replace_by_pure_dict": (
+        NNX_API + "state.html#flax.nnx.replace_by_pure_dict"
+    ),
+    "flax.nnx.reseed": NNX_API + "rnglib.html#flax.nnx.reseed",
+    "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
+    "flax.nnx.scan": NNX_API + "transforms.html#flax.nnx.scan",
+    "flax.nnx.sigmoid": NNX_API + "nn/activations.html#flax.nnx.sigmoid",
+    "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
+    "flax.nnx.split_rngs": NNX_API + "rnglib.html#flax.nnx.split_rngs",
+    "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
     "flax.nnx.State": NNX_API + "state.html#flax.nnx.State",
+    "flax.nnx.StateAxes": NNX_TRANSFORMS_GUIDE,
+    "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",
+    "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
     "flax.nnx.value_and_grad": NNX_API + "transforms.html#flax.nnx.value_and_grad",
+    "flax.nnx.vmap": NNX_API + "transforms.html#flax.nnx.vmap",
     "flax.training.train_state.TrainState": (
         LINEN_API + "flax.training.html#flax.training.train_state.TrainState"
     ),
     "flax.training.train_state.TrainState.create": (
         LINEN_API + "flax.training.html#flax.training.train_state.TrainState.create"
     ),
+    "flax.traverse_util.flatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.flatten_dict"
+    ),
+    "flax.traverse_util.path_aware_map": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.path_aware_map"
+    ),
+    "flax.traverse_util.unflatten_dict": (
+        "https://flax.readthedocs.io/en/latest/api_reference/"
+        "flax.traverse_util.html#flax.traverse_util.unflatten_dict"
+    ),
     "functools.cache": PYTHON + "functools.html#functools.cache",
-    "optax.OptState": OPTAX_API + "transformations.html#optax.OptState",
     "optax.adam": OPTAX_API + "optimizers.html#optax.adam",
+    "optax.apply_updates": OPTAX_API + "apply_updates.html#optax.apply_updates",
     "optax.chain": OPTAX_API + "combining_optimizers.html#optax.chain",
     "optax.clip_by_global_norm": (
         OPTAX_API + "transformations.html#optax.clip_by_global_norm"
     ),
+    "optax.GradientTransformation": (
+        OPTAX_API + "transformations.html#optax.GradientTransformation"
+    ),
     "optax.masked": OPTAX_API + "optimizer_wrappers.html#optax.masked",
+    "optax.OptState": OPTAX_API + "transformations.html#optax.OptState",
     "optax.partition": OPTAX_API + "combining_optimizers.html#optax.partition",
     "optax.set_to_zero": OPTAX_API + "transformations.html#optax.set_to_zero",
+    "optax.sgd": OPTAX_API + "optimizers.html#optax.sgd",
     "optax.warmup_cosine_decay_schedule": (
         OPTAX_API
         + "optimizer_schedules.html#optax.schedules.warmup_cosine_decay_schedule"
+    ),
+    "orbax.checkpoint.StandardCheckpointer": (
+        ORBAX_API + "checkpoint.checkpointers.html#standardcheckpointer"
     ),
 }
 METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a method is
@@ -160,7 +184,8 @@ METHODS: dict[suite.Side, dict[str, str]] = {  # by side, of which class a metho
     },
 }
 ALIASES = {"nn": "flax.linen", "nnx": "flax.nnx", "jnp": "jax.numpy"}
-ANNOTATIONS = ("jaxtyping.",)  # shapes in signatures; no part of an idiom
+# Types and shapes in signatures are no part of an idiom.
+ANNOTATIONS = ("collections.abc.", "jaxtyping.", "pathlib.")
 
 SNIPPET = re.compile(r'^( *)--8<-- "([^":]+)(?::(\w+))?"$')
 TEST = re.compile(r"parity_tests/\w+/test_\w+\.py::test_\w+")

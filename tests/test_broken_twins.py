@@ -136,6 +136,57 @@ state/pure_update linen test_params_only
 state/pure_update linen test_every_leaf
     stddev * jax
     -stddev * jax
+training/jit_train_step nnx test_train
+    nnx.relu(self.norm
+    nnx.gelu(self.norm
+training/jit_train_step nnx test_train
+    optimizer.update(model, grads)
+    pass
+training/jit_train_step nnx test_train
+    nnx.update((model, optimizer), state)
+    nnx.update(model, state[0])
+training/jit_train_step nnx test_train
+    return self.dropout(x, rngs=rngs)
+    return x
+training/jit_train_step nnx test_the_idioms_compute_the_same
+    return [step(x, y) for x, y in batches]
+    return [step(y, y) if x.shape == y.shape else step(-x, y) for x, y in batches]
+training/jit_train_step linen test_train
+    apply_gradients(grads=grads, **updates)
+    apply_gradients(grads=grads)
+training/jit_train_step linen test_train
+    (output - y) ** 2
+    jnp.abs(output - y)
+training/jit_train_step linen test_train
+    deterministic=not train
+    deterministic=train
+training/adam_optimizer nnx test_train_step
+    nnx.relu(x) if i else x
+    x
+training/adam_optimizer nnx test_train_step
+    optax.clip_by_global_norm(1.0)
+    optax.clip_by_global_norm(0.5)
+training/adam_optimizer nnx test_train_step
+    num_steps // 10
+    num_steps // 5
+training/adam_optimizer nnx test_last_layer
+    len(model.layers) - 1
+    len(model.layers) - 2
+training/adam_optimizer nnx test_load_opt_state
+    (adam.mu, adam.nu)
+    (adam.nu, adam.mu)
+training/adam_optimizer nnx test_load_opt_state
+    schedule.count[...] = old_schedule.count
+    pass
+training/adam_optimizer linen test_train_step
+    (prediction - y) ** 2
+    jnp.abs(prediction - y)
+training/adam_optimizer linen test_last_layer
+    False: optax.set_to_zero()
+    False: tx
+training/adam_optimizer linen test_load_opt_state
+    step=step, opt_state=opt_state
+    step=step
 definition/compact_mlp nnx test_model
     x = nnx.relu(self.hidden(x))
     x = self.hidden(x)
@@ -223,33 +274,75 @@ randomness/dropout_same_mask linen test_run_steps
 randomness/dropout_same_mask linen test_linen_run
     {"dropout": key}
     {"dropout": jax.random.fold_in(key, 1)}
-training/adam_optimizer nnx test_train_step
-    nnx.relu(x) if i else x
-    x
-training/adam_optimizer nnx test_train_step
-    optax.clip_by_global_norm(1.0)
-    optax.clip_by_global_norm(0.5)
-training/adam_optimizer nnx test_train_step
-    num_steps // 10
-    num_steps // 5
-training/adam_optimizer nnx test_last_layer
-    len(model.layers) - 1
-    len(model.layers) - 2
-training/adam_optimizer nnx test_load_opt_state
-    (adam.mu, adam.nu)
-    (adam.nu, adam.mu)
-training/adam_optimizer nnx test_load_opt_state
-    schedule.count[...] = old_schedule.count
+transforms/scan_over_layers nnx test_scanned_mlp
+    x + nnx.relu(self.dense(x))
+    nnx.relu(self.dense(x))
+transforms/scan_over_layers nnx test_scanned_mlp
+    in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+    in_axes=(nnx.Carry, 0), out_axes=nnx.Carry, reverse=True
+transforms/scan_over_layers nnx test_scanned_mlp
+    return forward(self.proj(x), self.layers)
+    return forward(forward(self.proj(x), self.layers), self.layers)
+transforms/scan_over_layers nnx test_each_layer_has_its_own_initial_values_and_masks
+    return DropoutBlock(features, rate, rngs=rngs)
+    return DropoutBlock(features, rate, rngs=nnx.Rngs(0))
+transforms/scan_over_layers nnx test_stack_and_unstack
+    leaf[i], state
+    leaf[0], state
+transforms/scan_over_layers nnx test_stack_and_unstack
+    layer in layers]  #
+    layer in layers[::-1]]  #
+transforms/scan_over_layers nnx test_dropout_stack
+    self.dropout(self.norm(self.dense(x)))
+    self.norm(self.dropout(self.dense(x)))
+transforms/scan_over_layers linen test_scanned_mlp
+    x + nn.relu(
+    x + (
+transforms/scan_over_layers linen test_stack_and_unstack
+    params[f"layers_{i}"] for i in indices
+    params[name] for name in sorted(params.keys() - rest.keys())
+transforms/scan_over_layers linen test_stack_and_unstack
+    {**rest, "layers": stack}
+    {"layers": stack}
+transforms/scan_over_layers linen test_linen_masks_differ_by_layer
+    "dropout": True
+    "dropout": False
+transforms/scan_over_layers linen test_each_layer_has_its_own_initial_values_and_masks
+    "params": True, "dropout": True
+    "params": False, "dropout": True
+transforms/scan_over_layers linen test_dropout_stack
+    "batch_stats": 0
+    "batch_stats": 1
+checkpoints/orbax_linen_to_nnx nnx test_load_checkpoint
+    model.eval()
     pass
-training/adam_optimizer linen test_train_step
-    (prediction - y) ** 2
-    jnp.abs(prediction - y)
-training/adam_optimizer linen test_last_layer
-    False: optax.set_to_zero()
-    False: tx
-training/adam_optimizer linen test_load_opt_state
-    step=step, opt_state=opt_state
-    step=step
+checkpoints/orbax_linen_to_nnx nnx test_load_checkpoint
+    params[linen_name] | stats.get(linen_name, {})
+    params[linen_name]
+checkpoints/orbax_linen_to_nnx nnx test_load_checkpoint
+    nnx.replace_by_pure_dict(state, values)
+    nnx.replace_by_pure_dict(state, nnx.to_pure_dict(state))
+checkpoints/orbax_linen_to_nnx nnx test_save_checkpoint
+    linen_layout(model))
+    jax.tree.map(jnp.zeros_like, linen_layout(model)))
+checkpoints/orbax_linen_to_nnx nnx test_load_params
+    nnx.state(loaded, nnx.Param)
+    nnx.state(loaded)
+checkpoints/orbax_linen_to_nnx nnx test_linen_layout
+    "norm": "BatchNorm_0"
+    "norm": "norm"
+checkpoints/orbax_linen_to_nnx linen test_load_checkpoint
+    return checkpointer.restore(path, target)
+    return jax.tree.map(jnp.zeros_like, checkpointer.restore(path, target))
+checkpoints/orbax_linen_to_nnx linen test_load_checkpoint
+    use_running_average=not train
+    use_running_average=train
+checkpoints/orbax_linen_to_nnx linen test_load_params
+    {**fresh, "params": loaded["params"]}
+    loaded
+checkpoints/orbax_linen_to_nnx linen test_linen_layout
+    jnp.ones(din)
+    jnp.ones(din + 1)
 """
 
 

@@ -20,9 +20,9 @@ GOOD = {
     "num_extra_layers": 1,
     "replacement_value": 0.5,
     "scale": 0.5,
-    "rate": 0.5,
     "num_steps": 2,
     "learning_rate": 0.125,
+    "rate": 0.5,
 }
 GOOD_BATCH = {"x": np.arange(1.0, 7.0).reshape(2, 3), "y": np.ones((2, 2))}
 ENTRIES = {
@@ -37,13 +37,22 @@ ENTRIES = {
     ),
     "state/zero_by_path": ("state_zero_kernel", "seed x features"),
     "state/pure_update": ("pure_state_update", "seed x features scale"),
-    "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
-    "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
-    "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
     "training/adam_optimizer": (
         "adam_losses",
         "seed x y num_layers num_steps learning_rate",
     ),
+    "training/jit_train_step": (
+        "jit_train_step",
+        "seed x y num_layers num_steps learning_rate",
+    ),
+    "definition/compact_mlp": ("compact_mlp", "seed x hidden features"),
+    "definition/setup_submodules": ("setup_submodules", "seed x num_layers features"),
+    "randomness/dropout_same_mask": ("dropout_same_mask", "seed x features rate"),
+    "transforms/scan_over_layers": (
+        "scan_over_layers",
+        "seed x num_layers features",
+    ),
+    "checkpoints/orbax_linen_to_nnx": ("orbax_linen_to_nnx", "seed x features"),
 }
 NO_NUMBER = [
     True,
@@ -87,7 +96,7 @@ BAD = {
     ],
 }
 BAD["num_layers"] = BAD["num_old_layers"] = BAD["features"]
-BAD["hidden"] = BAD["num_steps"] = BAD["features"]
+BAD["num_steps"] = BAD["features"]
 BAD["scale"] = BAD["learning_rate"] = BAD["replacement_value"]
 BAD_BATCH = {
     "x": [
@@ -101,17 +110,39 @@ BAD_BATCH = {
     ]
 }
 BAD_BATCH["y"] = [*BAD_BATCH["x"], np.ones((1, 2)), jnp.ones((3, 2)), [[1.0, 2.0]]]
+BAD["hidden"] = BAD["features"]
 
 DENSE = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
 LAYERED = {"params": {"layers_0": DENSE}}
 SQUARE = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
-WITHIN = {  # by problem: the name of the layer from 3 to 2, and the other layers
-    "definition/compact_mlp": ("Dense_0", {"Dense_1": SQUARE}),
-    "definition/setup_submodules": (
-        "layers_0",
-        {"heads_value": SQUARE, "heads_gate": SQUARE},
-    ),
-    "randomness/dropout_same_mask": ("linear", {}),
+NORM = {"scale": np.ones(2), "bias": np.ones(2)}
+STACKED = {"dense": {"kernel": np.ones((1, 2, 2)), "bias": np.ones((1, 2))}}
+PARAMS = {  # by problem: the params, where a layer from 3 to 2 is not all of them
+    "surgery/zero_last_layer": lambda layer: {"layers_0": layer},
+    "surgery/warm_start": lambda layer: {"layers_0": layer},
+    "definition/compact_mlp": lambda layer: {"Dense_0": layer, "Dense_1": SQUARE},
+    "definition/setup_submodules": lambda layer: {
+        "layers_0": layer,
+        "heads_value": SQUARE,
+        "heads_gate": SQUARE,
+    },
+    "randomness/dropout_same_mask": lambda layer: {"linear": layer},
+    "training/adam_optimizer": lambda layer: {"layers_0": layer},
+    "training/jit_train_step": lambda layer: {
+        "blocks_0": {"linear": layer, "norm": NORM},
+        "head": SQUARE,
+    },
+    "transforms/scan_over_layers": lambda layer: {"proj": layer, "layers": STACKED},
+    "checkpoints/orbax_linen_to_nnx": lambda layer: {
+        "Dense_0": layer,
+        "BatchNorm_0": NORM,
+        "Dense_1": SQUARE,
+    },
+}
+STATISTICS = {"mean": np.ones(2), "var": np.ones(2)}
+BATCH_STATS = {
+    "training/jit_train_step": {"blocks_0": {"norm": STATISTICS}},
+    "checkpoints/orbax_linen_to_nnx": {"BatchNorm_0": STATISTICS},
 }
 BAD_VARIABLES = {  # of a layer from 3 to 2, by what is wrong
     "no mapping": [DENSE],
@@ -182,12 +213,13 @@ def test_the_table_is_not_empty():
 def test_bad_starting_variables_are_named(problem, wrong):
     arguments = good(problem)
     got = BAD_VARIABLES[wrong]
-    layered = "num_layers" in arguments or "num_old_layers" in arguments
     if "num_layers" in arguments:
         arguments["num_layers"] = 1
-    if (layered or problem in WITHIN) and isinstance(got, dict) and "params" in got:
-        name, others = WITHIN.get(problem, ("layers_0", {}))
-        got = {**got, "params": {name: got["params"], **others}}
+    if isinstance(got, dict) and "params" in got:
+        params = PARAMS.get(problem, lambda layer: layer)(got["params"])
+        got = {**got, "params": params}
+        if problem in BATCH_STATS:
+            got = {"batch_stats": BATCH_STATS[problem], **got}
     keyword = "small_variables" if "num_old_layers" in arguments else "variables"
     with pytest.raises((TypeError, ValueError), match=rf"^{keyword}.* takes ") as error:
         entry("linen", problem)(**arguments, **{keyword: got})
@@ -244,8 +276,6 @@ ODD = {  # by argument: values that are the same as the good one
         (1.0, 2.0, 3.0),
     ],
 }
-
-
 ODD["num_steps"] = ODD["num_layers"]
 ODD["learning_rate"] = [np.float32(0.125), np.float64(0.125), jnp.bfloat16(0.125)]
 ODD_BATCH = {
@@ -277,10 +307,10 @@ def test_numbers_may_come_in_other_forms(side, problem, monkeypatch):
     expected = entry(side, problem)(**arguments)
     assert expected.dtype == jnp.float32
     assert expected.shape == (2,)
-    for name in arguments:
-        for value in odd[name]:
-            output = entry(side, problem)(**{**arguments, name: value})
-            np.testing.assert_array_equal(output, expected, err_msg=f"{name}={value!r}")
+    for i in range(max(len(odd[name]) for name in arguments)):
+        odd_ones = {name: odd[name][i % len(odd[name])] for name in arguments}
+        output = entry(side, problem)(**odd_ones)
+        np.testing.assert_array_equal(output, expected, err_msg=f"{odd_ones!r}")
 
 
 @pytest.mark.parametrize("side", ["linen", "nnx"])

@@ -24,6 +24,7 @@ REFERENCES = {
     "flax-linen.readthedocs.io",
     "docs.jax.dev",
     "optax.readthedocs.io",
+    "orbax.readthedocs.io",
 }
 
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)

@@ -1,0 +1,123 @@
+"""Load an orbax checkpoint of Linen into an nnx model.
+
+The variables are the checkpoint: saved as they are, restored into
+the shapes that `init` would give. In nnx they are renamed to the
+model's attributes: `Dense_0` is `hidden`, `BatchNorm_0` is `norm`
+and `Dense_1` is `output`.
+"""
+
+import tempfile
+
+# --8<-- [start:imports]
+from collections.abc import Mapping
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:model]
+class MLP(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*b din"], train: bool = False
+    ) -> Float[Array, "*b n"]:
+        x = nn.Dense(self.features)(x)  # (1)!
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(self.features)(nn.relu(x))
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:layout]
+def linen_layout(din: int, features: int) -> dict:
+    model = MLP(features)
+    return jax.eval_shape(
+        model.init, jax.random.key(0), jnp.ones(din)
+    )
+
+
+# --8<-- [end:layout]
+
+
+# --8<-- [start:load]
+def load_checkpoint(path: Path, din: int, features: int) -> dict:
+    target = linen_layout(din, features)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, target)  # (1)!
+
+
+# --8<-- [end:load]
+
+
+# --8<-- [start:save]
+def save_checkpoint(path: Path, variables: Mapping) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:  # (1)!
+        checkpointer.save(path, variables)
+
+
+# --8<-- [end:save]
+
+
+# --8<-- [start:params_only]
+def load_params(path: Path, din: int, features: int) -> dict:
+    loaded = load_checkpoint(path, din, features)
+    fresh = MLP(features).init(jax.random.key(0), jnp.ones(din))
+    return {**fresh, "params": loaded["params"]}
+
+
+# --8<-- [end:params_only]
+
+
+# --8<-- [start:shapes]
+def checkpoint_shapes(path: Path) -> dict:
+    with ocp.StandardCheckpointer() as checkpointer:
+        variables = checkpointer.restore(path)  # (1)!
+    return jax.tree.map(jnp.shape, variables)
+
+
+# --8<-- [end:shapes]
+
+
+def orbax_linen_to_nnx(
+    seed, x, features, *, variables=None
+) -> Float[Array, "features"]:
+    """Save a model in Linen's layout, load it and apply it.
+
+    Args:
+        seed: whole number; seeds the model that is saved.
+        x: input, numeric, shape (din,).
+        features: whole number from 1; width of every layer.
+        variables: params and batch_stats to save instead.
+
+    Returns:
+        The loaded model's output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    features = arguments.size("features", features)
+    model = MLP(features)
+    variables = arguments.starting_variables(
+        "variables", variables, model, seed, x
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        save_checkpoint(path, variables)
+        variables = load_checkpoint(path, x.shape[0], features)
+    return model.apply(variables, x)
+
+
+if __name__ == "__main__":
+    print(orbax_linen_to_nnx(0, jnp.arange(3.0), 2))

@@ -1,0 +1,155 @@
+"""Scan one block over a stack of layers.
+
+`nn.scan` lifts the block: params gain a leading axis of layers, and
+each layer is initialised from a key of its own. In nnx `nnx.vmap`
+makes the stack and `nnx.scan` runs it; `params/layers/dense/kernel`
+is `layers.dense.kernel` there, of the same shape.
+"""
+
+# --8<-- [start:imports]
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:block]
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+        return x + nn.relu(nn.Dense(self.features, name="dense")(x))
+
+
+# --8<-- [end:block]
+
+
+# --8<-- [start:model]
+class ScannedMLP(nn.Module):
+    num_layers: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "din"]) -> Float[Array, "n"]:
+        def forward(block, x, _):
+            return block(x), None
+
+        scan = nn.scan(
+            forward,
+            variable_axes={"params": 0},  # (1)!
+            split_rngs={"params": True},  # (2)!
+            length=self.num_layers,
+        )
+        x = nn.Dense(self.features, name="proj")(x)
+        block = Block(self.features, name="layers")
+        return scan(block, x, None)[0]
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:stack]
+def stack_layers(params: dict) -> dict:
+    names = [k for k in params if not k.startswith("layers_")]
+    rest = {name: params[name] for name in names}
+    indices = range(len(params) - len(rest))
+    layers = [params[f"layers_{i}"] for i in indices]  # (1)!
+    stack = jax.tree.map(lambda *leaf: jnp.stack(leaf), *layers)
+    return {**rest, "layers": stack}
+
+
+def unstack_layers(params: dict) -> dict:
+    rest = {k: p for k, p in params.items() if k != "layers"}
+    num_layers = len(jax.tree.leaves(params["layers"])[0])
+
+    def layer(i):
+        return jax.tree.map(lambda leaf: leaf[i], params["layers"])
+
+    return {
+        **rest,
+        **{f"layers_{i}": layer(i) for i in range(num_layers)},
+    }
+
+
+# --8<-- [end:stack]
+
+
+# --8<-- [start:training]
+class DropoutBlock(nn.Module):
+    features: int
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n"], train: bool
+    ) -> Float[Array, "b n"]:
+        h = nn.Dense(self.features, name="dense")(x)
+        norm = nn.BatchNorm(
+            use_running_average=not train, name="norm"
+        )
+        dropout = nn.Dropout(self.rate, deterministic=not train)
+        return x + dropout(norm(h))
+
+
+class DropoutStack(nn.Module):
+    num_layers: int
+    features: int
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n"], train: bool
+    ) -> Float[Array, "b n"]:
+        def forward(block, x, _):
+            return block(x, train), None
+
+        scan = nn.scan(
+            forward,
+            variable_axes={"params": 0, "batch_stats": 0},  # (1)!
+            split_rngs={"params": True, "dropout": True},  # (2)!
+            length=self.num_layers,
+        )
+        block = DropoutBlock(
+            self.features, self.rate, name="layers"
+        )
+        return scan(block, x, None)[0]
+
+
+# --8<-- [end:training]
+
+
+def scan_over_layers(
+    seed, x, num_layers, features, *, variables=None
+) -> Float[Array, "features"]:
+    """Project the input and scan residual blocks over it.
+
+    Args:
+        seed: whole number; seeds the model.
+        x: input, numeric, shape (din,).
+        num_layers: whole number from 1; blocks in the stack.
+        features: whole number from 1; width of every block.
+        variables: params `proj` and stacked `layers`.
+
+    Returns:
+        The output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    num_layers = arguments.size("num_layers", num_layers)
+    features = arguments.size("features", features)
+    model = ScannedMLP(num_layers, features)
+    variables = arguments.starting_variables(
+        "variables", variables, model, seed, x
+    )
+    return model.apply(variables, x)
+
+
+if __name__ == "__main__":
+    print(scan_over_layers(0, jnp.arange(3.0), 2, 2))

@@ -1,0 +1,156 @@
+"""Scan one block over a stack of layers.
+
+`nnx.vmap` over the constructor makes the stack, each layer from a
+key of its own, and `nnx.scan` runs it. In Linen `nn.scan` does
+both; `layers.dense.kernel` is `params/layers/dense/kernel` there,
+of the same shape.
+"""
+
+# --8<-- [start:imports]
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+# --8<-- [end:imports]
+from linen2nnx import arguments
+
+
+# --8<-- [start:block]
+class Block(nnx.Module):
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(features, features, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+        return x + nnx.relu(self.dense(x))
+
+
+# --8<-- [end:block]
+
+
+# --8<-- [start:model]
+class ScannedMLP(nnx.Module):
+    def __init__(
+        self,
+        din: int,
+        num_layers: int,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        @nnx.split_rngs(splits=num_layers)  # (1)!
+        @nnx.vmap(in_axes=0, out_axes=0)  # (2)!
+        def create_layers(rngs):
+            return Block(features, rngs=rngs)
+
+        self.proj = nnx.Linear(din, features, rngs=rngs)
+        self.layers = create_layers(rngs)
+
+    def __call__(self, x: Float[Array, "din"]) -> Float[Array, "n"]:
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def forward(x, block):  # (3)!
+            return block(x)
+
+        return forward(self.proj(x), self.layers)
+
+
+# --8<-- [end:model]
+
+
+# --8<-- [start:stack]
+def stack_layers(layers: Sequence) -> nnx.Module:
+    graphdef = nnx.graphdef(layers[0])
+    states = [nnx.state(layer) for layer in layers]  # (1)!
+    stack = jax.tree.map(lambda *leaf: jnp.stack(leaf), *states)
+    return nnx.merge(graphdef, stack)
+
+
+def unstack_layers(stack: nnx.Module) -> Sequence:
+    graphdef, state = nnx.split(stack)
+    num_layers = len(jax.tree.leaves(state)[0])
+
+    def layer(i):
+        return jax.tree.map(lambda leaf: leaf[i], state)
+
+    return nnx.List(
+        nnx.merge(graphdef, layer(i)) for i in range(num_layers)
+    )
+
+
+# --8<-- [end:stack]
+
+
+# --8<-- [start:training]
+class DropoutBlock(nnx.Module):
+    def __init__(
+        self, features: int, rate: float, *, rngs: nnx.Rngs
+    ):
+        self.dense = nnx.Linear(features, features, rngs=rngs)
+        self.norm = nnx.BatchNorm(features, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n"]
+    ) -> Float[Array, "b n"]:
+        return x + self.dropout(self.norm(self.dense(x)))
+
+
+class DropoutStack(nnx.Module):
+    def __init__(
+        self,
+        num_layers: int,
+        features: int,
+        rate: float,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        @nnx.split_rngs(splits=num_layers)  # (1)!
+        @nnx.vmap(in_axes=0, out_axes=0)  # (2)!
+        def create_layers(rngs):
+            return DropoutBlock(features, rate, rngs=rngs)
+
+        self.layers = create_layers(rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n"]
+    ) -> Float[Array, "b n"]:
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def forward(x, block):
+            return block(x)
+
+        return forward(x, self.layers)
+
+
+# --8<-- [end:training]
+
+
+def scan_over_layers(
+    seed, x, num_layers, features
+) -> Float[Array, "features"]:
+    """Project the input and scan residual blocks over it.
+
+    Args:
+        seed: whole number; seeds the model.
+        x: input, numeric, shape (din,).
+        num_layers: whole number from 1; blocks in the stack.
+        features: whole number from 1; width of every block.
+
+    Returns:
+        The output, shape (features,).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    seed = arguments.seed("seed", seed)
+    x = arguments.vector("x", x)
+    num_layers = arguments.size("num_layers", num_layers)
+    features = arguments.size("features", features)
+    rngs = nnx.Rngs(int(seed))
+    model = ScannedMLP(x.shape[0], num_layers, features, rngs=rngs)
+    return model(x)
+
+
+if __name__ == "__main__":
+    print(scan_over_layers(0, jnp.arange(3.0), 2, 2))

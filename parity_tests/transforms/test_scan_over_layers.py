@@ -1,0 +1,348 @@
+import itertools
+from unittest import mock
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import unfreeze
+
+from linen2nnx import mapping, parity
+from linen_impl.transforms import scan_over_layers as linen
+from nnx_impl.transforms import scan_over_layers as nnx_side
+from parity_tests.entry_inputs import entry_inputs, in_any_form
+from parity_tests.random_pair import random_input, random_pair, variable_shapes
+
+CASES = [  # din, num_layers, features, seed, dtype, jit
+    (1, 1, 1, 0, jnp.float32, False),
+    (33, 2, 4, 1, jnp.float32, True),
+    (3, 3, 33, 2, jnp.bfloat16, True),
+    (2, 11, 3, 3, jnp.float32, False),
+]
+NUMBER = 6  # random inputs of the entry function: each one is compiled anew
+
+
+def create_model(din, num_layers, features, seed=0):
+    return nnx_side.ScannedMLP(
+        din=din, num_layers=num_layers, features=features, rngs=nnx.Rngs(seed)
+    )
+
+
+def create_stack(num_layers, features, rate, seed=0):
+    return nnx_side.DropoutStack(
+        num_layers=num_layers, features=features, rate=rate, rngs=nnx.Rngs(seed)
+    )
+
+
+def pair(din, num_layers, features, seed=0, dtype=jnp.float32):
+    module = linen.ScannedMLP(num_layers, features)
+    variables, model, x = random_pair(
+        module, lambda: create_model(din, num_layers, features), din, seed, dtype
+    )
+    return module, unfreeze(variables), model, x
+
+
+def training_pair(num_layers, features, rate, seed=0):
+    """A stack with dropout and BatchNorm, and a batch of inputs."""
+    module = linen.DropoutStack(num_layers, features, rate)
+    x = random_input(7 * features, seed, jnp.float32).reshape(7, features)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
+    model = nnx.eval_shape(lambda: create_stack(num_layers, features, rate))
+    return module, *parity.random_pair(shapes, model, seed=seed), x
+
+
+class LinenLoop(nn.Module):
+    """The same blocks in a Python loop."""
+
+    num_layers: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.features, name="proj")(x)
+        for i in range(self.num_layers):
+            x = linen.Block(self.features, name=f"layers_{i}")(x)
+        return x
+
+
+class NNXLoop(nnx.Module):
+    """The same blocks in a Python loop."""
+
+    def __init__(self, proj, layers):
+        self.proj = proj
+        self.layers = layers
+
+    def __call__(self, x):
+        x = self.proj(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def kernels(num_layers, features, **split_rngs):
+    """Those of a Linen stack, initialised with these `split_rngs`."""
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scan = nn.scan(
+                lambda block, x, _: (block(x), None),
+                variable_axes={"params": 0},
+                split_rngs=split_rngs,
+                length=num_layers,
+            )
+            return scan(linen.Block(features, name="layers"), x, None)[0]
+
+    variables = Stack().init(jax.random.key(0), jnp.ones(features))
+    return variables["params"]["layers"]["dense"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("din", "num_layers", "features", "seed", "dtype", "jit"), CASES
+)
+def test_scanned_mlp(din, num_layers, features, seed, dtype, jit):
+    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
+    parity.assert_parity(module, variables, model, x, jit=jit)
+
+
+@pytest.mark.parametrize(("train", "jit"), [(True, False), (True, True), (False, True)])
+def test_dropout_stack(train, jit):
+    """The same mask in every layer, of one key: the sides derive keys differently."""
+    module, variables, model, x = training_pair(2, 3, 0.5)
+    if not train:
+        model.eval()
+    key = jax.random.key(5)
+    with (
+        mock.patch.object(nn.Module, "make_rng", return_value=key),
+        mock.patch.object(nnx.RngStream, "__call__", return_value=key),
+    ):
+        parity.assert_parity(
+            module, variables, model, x, linen_kwargs={"train": train}, jit=jit
+        )
+
+
+def test_stack_and_unstack():
+    """Twelve layers: `layers_10` comes before `layers_2` in the order of names."""
+    _, variables, scanned, x = pair(3, 12, 5)
+    loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
+    params = linen.unstack_layers(variables["params"])
+    parity.assert_parity(LinenLoop(12, 5), {"params": params}, loop, x)
+
+    parity.assert_equal(variables["params"], linen.stack_layers(params))
+    by_name = {name: params[name] for name in sorted(params)}
+    parity.assert_equal(variables["params"], linen.stack_layers(by_name))
+    scanned.layers = nnx_side.stack_layers(loop.layers)
+    parity.assert_equal(variables, mapping.to_linen(scanned, variables))
+
+
+def test_the_loop_computes_what_the_scan_does():
+    module, variables, scanned, x = pair(3, 2, 4)
+    loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
+    params = linen.unstack_layers(variables["params"])
+    parity.assert_equal(module.apply(variables, x), scanned(x))
+    parity.assert_equal(LinenLoop(2, 4).apply({"params": params}, x), scanned(x))
+    parity.assert_equal(loop(x), scanned(x))
+
+
+def test_each_layer_has_its_own_initial_values_and_masks():
+    model = create_stack(2, 3, 0.5)
+    keys = jax.random.key_data(model.layers.dropout.rngs.key[...])
+    module = linen.DropoutStack(2, 3, 0.5)
+    x = jnp.ones((7, 3))
+    params = module.init(jax.random.key(0), x, False)["params"]["layers"]
+    for leaf in (model.layers.dense.kernel[...], keys, params["dense"]["kernel"]):
+        assert len(np.unique(leaf, axis=0)) == 2
+    assert model.layers.dropout.rngs.count[...].tolist() == [0] * 2
+    model(x)
+    assert model.layers.dropout.rngs.count[...].tolist() == [1] * 2
+
+
+def test_linen_masks_differ_by_layer():
+    """With a zero kernel, a block adds its mask times the bias of the norm."""
+    module, variables, _, x = training_pair(2, 3, 0.5)
+    zeros = jax.tree.map(jnp.zeros_like, variables["params"]["layers"])
+    norm = {"bias": jnp.stack([jnp.ones(3), jnp.full(3, 10.0)])}
+    zeros["norm"] = {**zeros["norm"], **norm}
+    rngs = {"dropout": jax.random.key(0)}
+    output, _ = module.apply(
+        {**variables, "params": {"layers": zeros}},
+        jnp.zeros_like(x),
+        True,
+        rngs=rngs,
+        mutable=["batch_stats"],
+    )
+    assert {*np.unique(output).tolist()} == {0.0, 2.0, 20.0, 22.0}
+
+
+def remat_model(module, features):
+    class Remat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scan = nn.scan(
+                lambda block, x, _: (block(x), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=module.num_layers,
+            )
+            x = nn.Dense(features, name="proj")(x)
+            block = nn.remat(linen.Block, prevent_cse=False)
+            return scan(block(features, name="layers"), x, None)[0]
+
+    return Remat()
+
+
+def call_with_remat(model, x):
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    @nnx.remat(prevent_cse=False)
+    def forward(x, block):
+        return block(x)
+
+    return forward(model.proj(x), model.layers)
+
+
+def test_scan_with_remat():
+    module, variables, model, x = pair(3, 2, 4)
+    parity.assert_parity(
+        remat_model(module, 4), variables, model, x, call=call_with_remat, jit=True
+    )
+    parity.assert_equal(model(x), call_with_remat(model, x))
+
+
+def test_scan_over_layers(nnx_mode):
+    for rng, seed, x, features in itertools.islice(entry_inputs(nnx_mode), NUMBER):
+        num_layers = rng.choice([2, 11])
+        arguments = seed, x, in_any_form(rng, num_layers), features
+        din, width = len(x), int(features)
+        module = linen.ScannedMLP(int(num_layers), width)
+        model = create_model(din, int(num_layers), width, int(seed))
+        variables = mapping.to_linen(model, variable_shapes(module, din))
+
+        output = nnx_side.scan_over_layers(*arguments)
+
+        parity.assert_equal(
+            linen.scan_over_layers(*arguments, variables=variables), output
+        )
+        params = variables["params"]
+        plain = jnp.asarray(x, jnp.float32)
+        plain = jnp.dot(plain, params["proj"]["kernel"]) + params["proj"]["bias"]
+        dense = params["layers"]["dense"]
+        for kernel, bias in zip(dense["kernel"], dense["bias"]):
+            plain = plain + jnp.maximum(jnp.dot(plain, kernel) + bias, 0)
+        parity.assert_equal(plain, output)
+
+
+def test_linen_entry_from_its_own_seed():
+    x = jnp.arange(3.0)
+    module = linen.ScannedMLP(2, 4)
+    expected = module.apply(module.init(jax.random.key(7), x), x)
+    parity.assert_equal(expected, linen.scan_over_layers(7, x, 2, 4))
+
+
+@pytest.mark.parametrize("side", ["linen", "nnx"])
+def test_pitfall_layers_from_one_key_are_identical(side):
+    if side == "linen":
+        kernel = kernels(2, 4, params=False)
+    else:
+
+        @nnx.vmap(in_axes=None, out_axes=0, axis_size=2)
+        def create_layers(rngs):
+            return nnx_side.Block(4, rngs=rngs)
+
+        kernel = create_layers(nnx.Rngs(0)).dense.kernel[...]
+    assert kernel.shape == (2, 4, 4)
+    assert len(np.unique(kernel, axis=0)) == 1
+
+
+def test_pitfall_a_stream_that_split_rngs_does_not_name():
+    """Linen drops the stream inside the scan; the initial params and eval do work."""
+    with pytest.raises(flax.errors.InvalidRngError, match="dense needs PRNG for"):
+        kernels(2, 4)
+
+
+def test_pitfall_rngs_that_are_not_split_have_no_axis():
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create_layers(rngs):
+        return nnx_side.Block(4, rngs=rngs)
+
+    with pytest.raises(
+        ValueError, match="its rank should be at least 1, but is only 0"
+    ):
+        create_layers(nnx.Rngs(0))
+
+
+def test_pitfall_state_axes_are_of_graph_mode(nnx_mode):
+    _, _, model, x = pair(3, 2, 4)
+    axes = nnx.Carry, nnx.StateAxes({...: 0})
+
+    def scan(forward):
+        return nnx.scan(forward, in_axes=axes, out_axes=nnx.Carry)
+
+    if nnx_mode == "graph":
+        forward = scan(lambda x, block: block(x))
+        np.testing.assert_array_equal(forward(model.proj(x), model.layers), model(x))
+    else:
+        with pytest.raises(ValueError, match="`in_axes` cannot contain `StateAxes`"):
+            scan(lambda x, block: block(x))
+
+
+def test_pitfall_the_stack_is_no_list():
+    _, _, model, x = pair(3, 2, 4)
+    loop = NNXLoop(model.proj, model.layers)
+    with pytest.raises(TypeError, match="'Block' object is not iterable"):
+        loop(x)
+
+
+def test_pitfall_the_carry_keeps_its_dtype():
+    _, _, model, x = pair(3, 2, 4)
+    model.proj = nnx.Linear(3, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    loop = NNXLoop(model.proj, nnx_side.unstack_layers(model.layers))
+    with jax.numpy_dtype_promotion("standard"):
+        assert loop(x).dtype == jnp.float32
+        with pytest.raises(TypeError, match="carry input and carry output must have"):
+            model(x)
+
+
+def test_pitfall_a_stack_of_another_depth_is_taken():
+    """The depth is in the arrays alone. Linen's `length` is checked."""
+    module, _, model, x = pair(3, 2, 4)
+    _, deeper, donor, _ = pair(3, 3, 4, seed=1)
+    nnx.update(model, nnx.state(donor))
+    np.testing.assert_array_equal(model(x), donor(x))
+    with pytest.raises(ValueError, match="disagrees with leading axis sizes"):
+        module.apply(deeper, x)
+
+
+def test_pitfall_layers_sorted_by_name_are_stacked_in_another_order():
+    params = {f"layers_{i}": jnp.float32(i) for i in range(12)}
+    by_name = jnp.stack([params[name] for name in sorted(params)])
+    assert by_name.tolist() == [0, 1, 10, 11, *range(2, 10)]
+    assert linen.stack_layers(params)["layers"].tolist() == [*range(12)]
+
+
+def test_pitfall_an_initializer_takes_the_layer_axis_for_fan_in():
+    """16 layers: the deviation is a quarter of what it is to be."""
+    init, key = nnx.initializers.lecun_normal(), jax.random.key(0)
+    whole = init(key, (16, 64, 64))
+    by_layer = jax.vmap(lambda key: init(key, (64, 64)))(jax.random.split(key, 16))
+    np.testing.assert_allclose(by_layer.std(), 1 / 8, rtol=0.01)  # of 65,536 draws
+    np.testing.assert_allclose(whole.std(), 1 / 32, rtol=0.01)
+    whole = nnx.initializers.lecun_normal(batch_axis=0)(key, (16, 64, 64))
+    np.testing.assert_allclose(whole.std(), 1 / 8, rtol=0.01)
+
+
+def equations(model, x):
+    """Matrix products in the program of a call, each loop's body once."""
+    graphdef, state = nnx.split(model)
+    program = jax.make_jaxpr(lambda state: nnx.merge(graphdef, state)(x))(state)
+    return str(program).count("dot_general")
+
+
+def test_pitfall_a_loop_is_traced_once_per_layer():
+    for num_layers in (2, 12):
+        _, _, scanned, x = pair(3, num_layers, 5)
+        loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
+        assert equations(scanned, x) == 2  # that of the projection, that of the block
+        assert equations(loop, x) == 1 + num_layers
