@@ -90,7 +90,7 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.BatchNorm": NNX_API + "nn/normalization.html#flax.nnx.BatchNorm",
     "flax.nnx.BatchStat": NNX_API + "variables.html#flax.nnx.BatchStat",
     "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
-    "flax.nnx.Carry": NNX_TRANSFORMS_GUIDE,
+    "flax.nnx.Carry": NNX_API + "transforms.html#flax.nnx.Carry",
     "flax.nnx.clone": NNX_API + "graph.html#flax.nnx.clone",
     "flax.nnx.data": NNX_API + "object.html#flax.nnx.data",
     "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
@@ -100,6 +100,10 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.graphdef": NNX_API + "graph.html#flax.nnx.graphdef",
     "flax.nnx.initializers.lecun_normal": (
         NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
+    ),
+    "flax.nnx.jit_partial": (  # the reference leaves it out: its source has its docstring
+        "https://flax.readthedocs.io/en/latest/_modules/flax/nnx/transforms/"
+        "compilation.html"
     ),
     "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
     "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
@@ -121,6 +125,7 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     ),
     "flax.nnx.reseed": NNX_API + "rnglib.html#flax.nnx.reseed",
     "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
+    "flax.nnx.RngStream": NNX_API + "rnglib.html#flax.nnx.RngStream",
     "flax.nnx.scan": NNX_API + "transforms.html#flax.nnx.scan",
     "flax.nnx.sigmoid": NNX_API + "nn/activations.html#flax.nnx.sigmoid",
     "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
