@@ -264,7 +264,7 @@ def _count_all(names: Sequence[str]) -> list[dict[str, Any]]:
         bench = importlib.import_module(".".join(file.parts)).BENCHMARK
         for layers in bench.layers[:SIZES]:
             for what in WHATS:
-                for idiom, mode in bench.idioms[what]:
+                for idiom, mode in bench.idioms.get(what, []):
                     row = {"problem": problem.name, "what": what, "idiom": idiom}
                     row |= {"mode": mode, "layers": layers, "bytecodes": None}
                     try:

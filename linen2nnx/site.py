@@ -49,8 +49,6 @@ NNX_API = "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/"
 JAX_API = "https://docs.jax.dev/en/latest/_autosummary/"
 NNX_TRANSFORMS_GUIDE = "https://flax.readthedocs.io/en/latest/guides/transforms.html"
 OPTAX_API = "https://optax.readthedocs.io/en/latest/api/"
-PYTHON = "https://docs.python.org/3/library/"
-ORBAX_API = "https://orbax.readthedocs.io/en/latest/api_reference/"
 ORBAX_API = "https://orbax.readthedocs.io/en/latest/api_reference/"
 PYTHON = "https://docs.python.org/3/library/"
 REFERENCE = {  # where the official reference of a name is; jax follows one rule
@@ -69,66 +67,14 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
         LINEN_API + "flax.linen/initializers.html#flax.linen.initializers.ones"
     ),
     "flax.linen.Module": LINEN_API + "flax.linen/module.html#flax.linen.Module",
-    "flax.linen.Module": LINEN_API + "flax.linen/module.html#flax.linen.Module",
-    "flax.linen.compact": LINEN_API + "flax.linen/decorators.html#flax.linen.compact",
-    "flax.linen.relu": (
-        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.relu"
-    ),
-    "flax.linen.remat": LINEN_API + "flax.linen/transformations.html#flax.linen.remat",
-    "flax.linen.scan": LINEN_API + "flax.linen/transformations.html#flax.linen.scan",
-    "flax.nnx.BatchStat": NNX_API + "variables.html#flax.nnx.BatchStat",
-    "flax.nnx.BatchNorm": NNX_API + "nn/normalization.html#flax.nnx.BatchNorm",
-    "flax.nnx.Carry": NNX_TRANSFORMS_GUIDE,
-    "flax.linen.initializers.ones": (
-        LINEN_API + "flax.linen/initializers.html#flax.linen.initializers.ones"
-    ),
-    "flax.linen.sigmoid": (
-        LINEN_API + "flax.linen/activation_functions.html#flax.linen.activation.sigmoid"
-    ),
-    "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
-    "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
-    "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
-    "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",
-    "flax.nnx.Module": NNX_API + "module.html#flax.nnx.Module",
-    "flax.nnx.Optimizer": (
-        NNX_API + "training/optimizer.html#flax.nnx.optimizer.Optimizer"
-    ),
-    "flax.nnx.Param": NNX_API + "variables.html#flax.nnx.Param",
-    "flax.nnx.Rngs": NNX_API + "rnglib.html#flax.nnx.Rngs",
-    "flax.nnx.StateAxes": NNX_TRANSFORMS_GUIDE,
-    "flax.nnx.cached_partial": NNX_API + "graph.html#flax.nnx.cached_partial",
-    "flax.nnx.eval_shape": NNX_API + "transforms.html#flax.nnx.eval_shape",
-    "flax.nnx.graphdef": NNX_API + "graph.html#flax.nnx.graphdef",
-    "flax.nnx.initializers.lecun_normal": (
-        NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
-    ),
-    "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
-    "flax.nnx.merge": NNX_API + "graph.html#flax.nnx.merge",
-    "flax.nnx.relu": NNX_API + "nn/activations.html#flax.nnx.relu",
-    "flax.nnx.remat": NNX_API + "transforms.html#flax.nnx.remat",
-    "flax.nnx.replace_by_pure_dict": (
-        NNX_API + "state.html#flax.nnx.replace_by_pure_dict"
-    ),
-    "flax.nnx.scan": NNX_API + "transforms.html#flax.nnx.scan",
-    "flax.nnx.clone": NNX_API + "graph.html#flax.nnx.clone",
-    "flax.nnx.data": NNX_API + "object.html#flax.nnx.data",
-    "flax.nnx.reseed": NNX_API + "rnglib.html#flax.nnx.reseed",
-    "flax.nnx.sigmoid": NNX_API + "nn/activations.html#flax.nnx.sigmoid",
-    "flax.nnx.split": NNX_API + "graph.html#flax.nnx.split",
-    "flax.nnx.split_rngs": NNX_API + "rnglib.html#flax.nnx.split_rngs",
-    "flax.nnx.state": NNX_API + "graph.html#flax.nnx.state",
-    "flax.nnx.to_pure_dict": NNX_API + "state.html#flax.nnx.to_pure_dict",
-    "flax.nnx.State": NNX_API + "state.html#flax.nnx.State",
-    "flax.nnx.update": NNX_API + "graph.html#flax.nnx.update",
-    "flax.nnx.vmap": NNX_API + "transforms.html#flax.nnx.vmap",
-    "flax.linen.Module.init": LINEN_API
-    + "flax.linen/module.html#flax.linen.Module.init",
     "flax.linen.Module.apply": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.apply"
     ),
     "flax.linen.Module.bind": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.bind"
     ),
+    "flax.linen.Module.init": LINEN_API
+    + "flax.linen/module.html#flax.linen.Module.init",
     "flax.linen.Module.make_rng": (
         LINEN_API + "flax.linen/module.html#flax.linen.Module.make_rng"
     ),
@@ -150,11 +96,11 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.Dict": NNX_API + "helpers.html#flax.nnx.Dict",
     "flax.nnx.Dropout": NNX_API + "nn/stochastic.html#flax.nnx.Dropout",
     "flax.nnx.eval_shape": NNX_API + "transforms.html#flax.nnx.eval_shape",
+    "flax.nnx.grad": NNX_API + "transforms.html#flax.nnx.grad",
     "flax.nnx.graphdef": NNX_API + "graph.html#flax.nnx.graphdef",
     "flax.nnx.initializers.lecun_normal": (
         NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
     ),
-    "flax.nnx.grad": NNX_API + "transforms.html#flax.nnx.grad",
     "flax.nnx.jit": NNX_API + "transforms.html#flax.nnx.jit",
     "flax.nnx.Linear": NNX_API + "nn/linear.html#flax.nnx.Linear",
     "flax.nnx.List": NNX_API + "helpers.html#flax.nnx.List",

@@ -367,33 +367,6 @@ checkpoints/orbax_linen_to_nnx linen test_load_params
 checkpoints/orbax_linen_to_nnx linen test_linen_layout
     jnp.ones(din)
     jnp.ones(din + 1)
-training/adam_optimizer nnx test_train_step
-    nnx.relu(x) if i else x
-    x
-training/adam_optimizer nnx test_train_step
-    optax.clip_by_global_norm(1.0)
-    optax.clip_by_global_norm(0.5)
-training/adam_optimizer nnx test_train_step
-    num_steps // 10
-    num_steps // 5
-training/adam_optimizer nnx test_last_layer
-    len(model.layers) - 1
-    len(model.layers) - 2
-training/adam_optimizer nnx test_load_opt_state
-    (adam.mu, adam.nu)
-    (adam.nu, adam.mu)
-training/adam_optimizer nnx test_load_opt_state
-    schedule.count[...] = old_schedule.count
-    pass
-training/adam_optimizer linen test_train_step
-    (prediction - y) ** 2
-    jnp.abs(prediction - y)
-training/adam_optimizer linen test_last_layer
-    False: optax.set_to_zero()
-    False: tx
-training/adam_optimizer linen test_load_opt_state
-    step=step, opt_state=opt_state
-    step=step
 """
 
 

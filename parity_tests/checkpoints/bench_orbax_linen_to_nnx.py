@@ -4,6 +4,7 @@ Reading the checkpoint is not timed: its threads and the disk give other times i
 run. It happens once, before the first call.
 """
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -27,13 +28,19 @@ linen, nnx_side = twins(PROBLEM)
 
 
 class Loaded(Forward):
-    """The nnx model is that of the checkpoint, which Linen wrote."""
+    """Both sides load what Linen wrote: arrays that are committed to the device."""
 
     def models(self):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint"
-            linen.save_checkpoint(path, *self.variables)
+        with checkpoint(*self.variables) as path:
             return (nnx_side.load_checkpoint(path, WIDTH, WIDTH),)
+
+
+@contextlib.contextmanager
+def checkpoint(variables):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        linen.save_checkpoint(path, variables)
+        yield path
 
 
 def pair(_):
@@ -42,6 +49,8 @@ def pair(_):
     variables["batch_stats"] = jax.tree.map(
         lambda leaf: 1 + jnp.abs(leaf), variables["batch_stats"]
     )
+    with checkpoint(variables) as path:
+        variables = linen.load_checkpoint(path, WIDTH, WIDTH)
 
     def create():
         return (nnx_side.MLP(WIDTH, WIDTH, rngs=nnx.Rngs(0)),)
