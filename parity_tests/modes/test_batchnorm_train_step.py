@@ -38,11 +38,11 @@ def evaluate_of_mode(mode):
     return nnx.jit(nnx_side.evaluate.__wrapped__)
 
 
-def create_model(din=3, width=4, dout=2, seed=0):
+def create_model(din=2, width=2, dout=2, seed=0):
     return nnx_side.MLP(din, width, dout, rngs=nnx.Rngs(seed))
 
 
-def pair(din=3, width=4, dout=2, seed=0):
+def pair(din=2, width=2, dout=2, seed=0):
     module = linen.MLP(width, dout)
     return module, *train_steps.random_pair(
         module, lambda: create_model(din, width, dout), din, seed
@@ -56,7 +56,7 @@ def optimizers(module, variables, model):
     )
 
 
-def batch(rows=5, din=3, dout=2, seed=0):
+def batch(rows=2, din=2, dout=2, seed=0):
     return next(train_steps.random_batches(rows, din, dout, seed))
 
 
@@ -141,7 +141,7 @@ def test_batchnorm_losses(rows, din, width, dout, num_steps, nnx_mode):
         parity.assert_equal(
             linen.batchnorm_losses(*arguments, variables=variables), losses
         )
-        if i < 2:  # each is compiled
+        if i == 0:  # each is compiled
             plain, _ = plain_losses(
                 variables["params"],
                 variables["batch_stats"]["norm"],
@@ -154,8 +154,8 @@ def test_batchnorm_losses(rows, din, width, dout, num_steps, nnx_mode):
 
 
 def test_the_statistics_are_those_of_the_formula():
-    _, variables, model = pair()
-    x, y = batch()
+    _, variables, model = pair(3, 4, 2)
+    x, y = batch(5, 3, 2)
     optimizer = nnx_side.create_optimizer(model, nnx_side.create_tx(0.1))
     loss = nnx_side.train_step(model, optimizer, x, y)
     params, stats = variables["params"], variables["batch_stats"]["norm"]
