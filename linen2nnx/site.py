@@ -101,7 +101,7 @@ REFERENCE = {  # where the official reference of a name is; jax follows one rule
     "flax.nnx.initializers.lecun_normal": (
         NNX_API + "nn/initializers.html#flax.nnx.initializers.lecun_normal"
     ),
-    "flax.nnx.jit_partial": (  # the reference leaves it out: its source has its docstring
+    "flax.nnx.jit_partial": (  # not in the reference; this has its docstring
         "https://flax.readthedocs.io/en/latest/_modules/flax/nnx/transforms/"
         "compilation.html"
     ),
