@@ -127,6 +127,35 @@ def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(
         assert not np.array_equal(dropout(x), dropout(x))
 
 
+def test_keys_that_are_drawn_in_a_scan_are_not_made_the_same():
+    """nn.scan and nnx.scan trace their function another number of times."""
+    x = floats(3, 8)
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            def drop(dropout, carry, row):
+                return carry, dropout(row)
+
+            scan = nn.scan(drop, split_rngs={"dropout": True})
+            return scan(nn.Dropout(0.5, deterministic=False), None, x)[1]
+
+    class Port(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            @nnx.scan(in_axes=(None, 0), out_axes=0)
+            def drop(dropout, row):
+                return dropout(row)
+
+            return drop(self.dropout, x)
+
+    port = Port(nnx.Rngs(0))
+    report = parity.compare(Linen(), {}, port, x, randomness="same keys")
+    assert report.failed == "outputs"
+
+
 def test_modules_in_a_dict_are_paired_as_their_leaves_are():
     class Linen(nn.Module):
         def setup(self):
