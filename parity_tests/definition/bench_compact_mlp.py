@@ -40,4 +40,4 @@ def plain_apply(layers, x):
     return x
 
 
-BENCHMARK = forward_benchmark(PROBLEM, pair, layers=[1, 4, 16, 64])
+BENCHMARK = forward_benchmark(PROBLEM, pair, layers=[1, 4, 16])

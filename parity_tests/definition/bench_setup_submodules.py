@@ -47,4 +47,4 @@ def plain_dense(layer, x):
     return jnp.dot(x, kernel) + bias
 
 
-BENCHMARK = forward_benchmark(PROBLEM, pair, layers=[1, 4, 16, 64])
+BENCHMARK = forward_benchmark(PROBLEM, pair, layers=[1, 4, 16])
