@@ -128,6 +128,15 @@ def _pair(bench: Benchmark, layers: int | None) -> Pair:
     return bench.make_pair(layers)
 
 
+def anew(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same as a new function: JAX does not trace one again that it knows."""
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return call
+
+
 def make_arm(pair: Pair, what: str, idiom: str, mode: Mode | None) -> Arm:
     """One arm, on models of its own."""
     if what not in (TRACE, COMPILE):

@@ -18,6 +18,7 @@ from parity_tests.overhead_arms import (
     WIDTH,
     Benchmark,
     Idiom,
+    anew,
 )
 
 CALL: Idiom = "model(x)", None
@@ -69,16 +70,16 @@ class _Models:
 
     def program(self, idiom: str) -> tuple[Any, tuple[Any, ...]]:
         if idiom == REFERENCE:
-            return jax.jit(self.linen), (*self.variables, *self.inputs)
+            return jax.jit(anew(self.linen)), (*self.variables, *self.inputs)
         if idiom == LIMIT:
-            return jax.jit(self.plain), (*self.plain_weights(), *self.inputs)
+            return jax.jit(anew(self.plain)), (*self.plain_weights(), *self.inputs)
         models = self.models()
         if idiom == "nnx.jit":
-            return nnx.jit(self.nnx), (*models, *self.inputs)
+            return nnx.jit(anew(self.nnx)), (*models, *self.inputs)
         if idiom == "nnx.cached_partial":
-            return nnx.cached_partial(nnx.jit(self.pure), *models), self.inputs
+            return nnx.cached_partial(nnx.jit(anew(self.pure)), *models), self.inputs
         if idiom == "nnx.jit_partial":
-            return nnx.jit_partial(self.nnx, *models, graph=False), self.inputs
+            return nnx.jit_partial(anew(self.nnx), *models, graph=False), self.inputs
         graphdefs, states = zip(*map(nnx.split, models))
         if idiom == "held pure dict":
             states = tuple(map(nnx.to_pure_dict, states))

@@ -18,6 +18,7 @@ from parity_tests.overhead_arms import (
     WIDTH,
     Benchmark,
     Idiom,
+    anew,
 )
 
 ROWS = 8
@@ -72,16 +73,16 @@ class Step:
     def program(self, idiom: str) -> tuple[Any, tuple[Any, ...]]:
         batch = random_batch()
         if idiom == REFERENCE:
-            return jax.jit(self.linen), (self.state, *batch)
+            return jax.jit(anew(self.linen)), (self.state, *batch)
         if idiom == LIMIT:
-            return jax.jit(self.plain), (self.plain_state, *batch)
+            return jax.jit(anew(self.plain)), (self.plain_state, *batch)
         trained = self.create()
         if idiom == "nnx.jit":
-            return nnx.jit(self.nnx), (*trained, *batch)
+            return nnx.jit(anew(self.nnx)), (*trained, *batch)
         if idiom == "nnx.cached_partial":
-            return nnx.cached_partial(nnx.jit(self.nnx), *trained), batch
+            return nnx.cached_partial(nnx.jit(anew(self.nnx)), *trained), batch
         if idiom == "nnx.jit_partial":
-            return nnx.jit_partial(self.nnx, *trained, graph=False), batch
+            return nnx.jit_partial(anew(self.nnx), *trained, graph=False), batch
         graphdef, state = nnx.split(trained)
         is_pure = idiom == "held pure dict"
         held = nnx.to_pure_dict if is_pure else lambda state: state

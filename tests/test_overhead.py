@@ -476,6 +476,17 @@ def test_an_idiom_that_is_not_compiled_has_the_program_of_one_that_is(problem):
     assert len(set(compiled[:-1])) == len(compiled) - 1  # the last one is the limit
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_what_is_traced_is_not_known_to_jax(problem):
+    """Else a first call would be found in a cache, and cost next to nothing."""
+    module = "parity_tests." + problem.replace("/", ".bench_")
+    benchmark = importlib.import_module(module).BENCHMARK
+    pair = benchmark.make_pair(benchmark.layers[0])
+    for idiom in ("Linen", "jax.numpy", "held pure dict"):
+        first, second = (pair.program(idiom)[0].__wrapped__ for _ in range(2))
+        assert first != second
+
+
 def _program_text(arm):
     """The lowered program without names, its arguments in the order of their use.
 
