@@ -143,13 +143,20 @@ def make_arm(pair: Pair, what: str, idiom: str, mode: Mode | None) -> Arm:
         with overhead.in_mode(mode):
             return Arm(idiom, pair.call(what, idiom), mode)
 
-    def lower(_: Any = None) -> Any:
-        function, arguments = pair.program(idiom)
+    def program() -> tuple[Any, tuple[Any, ...]]:
+        return pair.program(idiom)
+
+    def lower(program: tuple[Any, tuple[Any, ...]]) -> Any:
+        function, arguments = program
         return function.lower(*arguments)
 
     if what == TRACE:
-        return Arm(idiom, lower, mode)
-    return Arm(idiom, lambda lowered: lowered.compile(), mode, prepare=lower)
+        return Arm(idiom, lower, mode, prepare=program)
+    return Arm(idiom, compile_lowered, mode, prepare=lambda: lower(program()))
+
+
+def compile_lowered(lowered: Any) -> Any:
+    return lowered.compile()
 
 
 @functools.cache

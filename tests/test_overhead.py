@@ -494,7 +494,7 @@ def _program_text(arm):
     statistics of a norm are in other places.
     """
     with overhead.in_mode(arm.mode):
-        first, *rest = arm.function().as_text().splitlines()
+        first, *rest = arm.function(arm.prepare()).as_text().splitlines()
     assert first.startswith("module @")
     text = re.sub(r'jax.result_info = "[^"]*"', "", "\n".join(rest))
     before, name, main = text.partition("  func.func public @main(")
