@@ -35,6 +35,11 @@ CHECKS = {  # linen2nnx.parity.CHECKS, and what each compares
     "optimizer step": "every leaf after one step of SGD with momentum",
     "round trip": "nnx state to Linen variables and back",
 }
+STEP_CHECKS = {  # what the tests of training problems compare, after each step
+    "loss of a step": "the loss that it returns",
+    "state after a step": "every param and every statistic",
+    "optimizer state after a step": "every moment and every count",
+}
 MEASURED = {  # what overhead was measured of, and its title
     "jitted": "Jitted call",
     "eager": "Eager call",
@@ -364,12 +369,12 @@ def parity_fragment(name: str, results: list[report.Results]) -> str:
         f"| check | {modes} | largest difference |",
         "| --- |" + " ---: |" * (len(outcomes) + 1),
     ]
-    for check in [*CHECKS, *sorted(compared - CHECKS.keys())]:
+    for check, meaning in {**CHECKS, **STEP_CHECKS}.items():
         if check in compared:
             found = [o.compared.get(check) for o in outcomes.values()]
             counts = " | ".join(str(c["leaves"]) if c else "0" for c in found)
             largest = max(float(c["largest_difference"]) for c in found if c)
-            what = f"**{check}** <small>{CHECKS.get(check, '')}</small>"
+            what = f"**{check}** <small>{meaning}</small>"
             lines.append(f"| {what} | {counts} | {largest:.3g} |")
     tests = " and ".join(
         f"{o.tests} tests in {mode} mode" for mode, o in outcomes.items()
