@@ -651,6 +651,7 @@ def cost_runs_fragment(results: dict[str, dict[str, Any]]) -> str:
             f"| {min(controls):.2f} to {max(controls):.2f} | {result['date'][:10]} "
             f"| [JSON](results/overhead-{device}.json) |"
         )
+    lines += ["", *(result["note"] for result in results.values() if "note" in result)]
     for device, title in DEVICES.items():
         if device not in results:
             lines += [
