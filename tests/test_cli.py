@@ -97,12 +97,13 @@ def test_quick_answers_import_neither_jax_nor_flax(arguments):
         "heavy = {'jax', 'flax', 'numpy', 'pytest'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
-    seconds = []
-    for _ in range(3):  # the quickest: other work on the machine slows the others
+    for _ in range(3):  # other work on the machine may slow one of them
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         result = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True
         )
         assert (result.returncode, result.stderr) == (0, "")
-        seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-    assert 0 < min(seconds) < 0.5
+        seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        if seconds < 0.5:
+            break
+    assert 0 < seconds < 0.5
