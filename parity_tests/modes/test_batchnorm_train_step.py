@@ -14,7 +14,7 @@ from nnx_impl.modes import batchnorm_train_step as nnx_side
 from parity_tests import train_steps
 from parity_tests.entry_inputs import in_any_form
 
-EAGER = (2, 2, 2, 2, 0, False)  # few shapes: each op is compiled for each
+EAGER = (5, 3, 3, 3, 0, False)  # few shapes: each op is compiled for each
 JITTED = (5, 33, 4, 1, 1, True)
 CASES = [EAGER, JITTED]  # rows, din, width, dout, seed, jit
 ENTRY_CASES = [(2, 1, 1, 1, 1), (5, 33, 4, 1, 8)]  # rows, din, width, dout, num_steps
@@ -37,11 +37,11 @@ def evaluate_of_mode(mode):
     return nnx.jit(nnx_side.evaluate.__wrapped__)
 
 
-def create_model(din=2, width=2, dout=2, seed=0):
+def create_model(din=3, width=3, dout=3, seed=0):
     return nnx_side.MLP(din, width, dout, rngs=nnx.Rngs(seed))
 
 
-def pair(din=2, width=2, dout=2, seed=0):
+def pair(din=3, width=3, dout=3, seed=0):
     module = linen.MLP(width, dout)
     return module, *train_steps.random_pair(
         module, lambda: create_model(din, width, dout), din, seed
@@ -55,7 +55,7 @@ def optimizers(module, variables, model):
     )
 
 
-def batch(rows=2, din=2, dout=2, seed=0):
+def batch(rows=5, din=3, dout=3, seed=0):
     return next(train_steps.random_batches(rows, din, dout, seed))
 
 
@@ -271,13 +271,13 @@ def test_pitfall_linen_updates_that_are_not_kept_are_lost():
 
 
 def test_pitfall_momentum_is_the_share_of_the_old_value():
-    norm = nnx.BatchNorm(2, momentum=0.75, rngs=nnx.Rngs(0))
-    norm(jnp.full((2, 2), 8.0))
-    parity.assert_equal(jnp.full(2, 2.0), norm.mean[...])  # 0.75 * 0 + 0.25 * 8
+    norm = nnx.BatchNorm(3, momentum=0.75, rngs=nnx.Rngs(0))
+    norm(jnp.full((5, 3), 8.0))
+    parity.assert_equal(jnp.full(3, 2.0), norm.mean[...])  # 0.75 * 0 + 0.25 * 8
     linen_norm = nn.BatchNorm(use_running_average=False, momentum=0.75)
-    variables = linen_norm.init(jax.random.key(0), jnp.ones((2, 2)))
+    variables = linen_norm.init(jax.random.key(0), jnp.ones((5, 3)))
     _, updates = linen_norm.apply(
-        variables, jnp.full((2, 2), 8.0), mutable=["batch_stats"]
+        variables, jnp.full((5, 3), 8.0), mutable=["batch_stats"]
     )
     parity.assert_equal(updates["batch_stats"]["mean"], norm.mean[...])
 

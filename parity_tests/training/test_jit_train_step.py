@@ -15,7 +15,7 @@ from parity_tests import train_steps
 RATE = 0.03  # of every test: it is a constant of the step, which is compiled for it
 ADAM = optax.adam(RATE)
 CASES = [  # din, num_layers, features, seed
-    (33, 1, 5, 0),  # those of `Pair`
+    (33, 1, 3, 0),  # those of `Pair`
     (1, 11, 4, 2),
 ]
 KEY = jax.random.key(5)
@@ -36,12 +36,12 @@ def create_model(din, num_layers, features, seed=0):
 class Pair:
     """Both sides, random in every leaf and the same, with batches to train on."""
 
-    def __init__(self, din=33, num_layers=1, features=5, seed=0):
+    def __init__(self, din=33, num_layers=1, features=3, seed=0):
         self.module = linen.MLP(num_layers, features)
         self.variables, self.model = train_steps.random_pair(
             self.module, lambda: create_model(din, num_layers, features), din, seed
         )
-        batches = train_steps.random_batches(6, din, features, seed)
+        batches = train_steps.random_batches(5, din, features, seed)
         self.batches = [next(batches) for _ in range(4)]
         self.optimizer = nnx.Optimizer(self.model, ADAM, wrt=nnx.Param)
 
@@ -115,11 +115,11 @@ def test_jit_train_step(nnx_mode, monkeypatch):
     rng = np.random.default_rng(["graph", "tree"].index(nnx_mode))
     for _ in range(2):
         seed = rng.integers(0, 2**31)
-        x = rng.standard_normal((6, 33)).astype(rng.choice([np.float32, np.float64]))
-        y = rng.standard_normal((6, 5))
+        x = rng.standard_normal((5, 33)).astype(rng.choice([np.float32, np.float64]))
+        y = rng.standard_normal((5, 3))
         arguments = seed, x, y, rng.choice([1, 1.0, np.int64(1)]), 4, RATE
-        model = create_model(33, 1, 5, seed=int(seed))
-        shapes = train_steps.batch_shapes(linen.MLP(1, 5), din=33)
+        model = create_model(33, 1, 3, seed=int(seed))
+        shapes = train_steps.batch_shapes(linen.MLP(1, 3), din=33)
         variables = mapping.to_linen(model, shapes)
         parity.assert_equal(
             linen.jit_train_step(*arguments, variables=variables),
@@ -128,8 +128,8 @@ def test_jit_train_step(nnx_mode, monkeypatch):
 
 
 def test_linen_entry_from_its_own_seed():
-    x, y = jnp.eye(6, 33), jnp.ones((6, 5))
-    module = linen.MLP(1, 5)
+    x, y = jnp.eye(5, 33), jnp.ones((5, 3))
+    module = linen.MLP(1, 3)
     state = linen.TrainState.create(
         apply_fn=module.apply,
         tx=ADAM,
@@ -234,7 +234,7 @@ def test_pitfall_cached_partial_takes_graph_mode(nnx_mode):
 
 
 def test_pitfall_a_python_number_that_changes_traces_again():
-    model, traces = create_model(3, 1, 5), []
+    model, traces = create_model(3, 1, 3), []
 
     @nnx.jit
     def apply_head(model, x):
@@ -243,7 +243,7 @@ def test_pitfall_a_python_number_that_changes_traces_again():
 
     for epoch in range(3):
         model.epoch = epoch
-        apply_head(model, jnp.ones(5))
+        apply_head(model, jnp.ones(3))
     assert traces == [0, 1, 2]
 
 
