@@ -392,8 +392,8 @@ def with_broken_twin(name, side, right, wrong, monkeypatch):
     return tests
 
 
-def run(tests, name):
-    """Run a test for each of its cases that are not jitted, as pytest would."""
+def run(tests, name, *, jitted=True):
+    """Run a test for each of its cases, or those not jitted, as pytest would."""
     test = getattr(tests, name)
     cases = [{}]
     for mark in getattr(test, "pytestmark", []):
@@ -401,7 +401,7 @@ def run(tests, name):
         names = [names] if isinstance(names, str) else names
         values = [v if isinstance(v, tuple) else (v,) for v in mark.args[1]]
         cases = [{**c, **dict(zip(names, v))} for c in cases for v in values]
-    cases = [case for case in cases if not case.get("jit")]
+    cases = [case for case in cases if jitted or not case.get("jit")]
     assert cases
     for case in cases:
         test(**{name: case[name] for name in inspect.signature(test).parameters})
@@ -422,4 +422,5 @@ def test_the_same_without_a_mistake_passes(side, monkeypatch):
     run(
         importlib.import_module("parity_tests.surgery.test_replace_kernel"),
         "test_set_kernel",
+        jitted=False,
     )

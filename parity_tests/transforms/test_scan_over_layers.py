@@ -1,4 +1,3 @@
-import itertools
 from unittest import mock
 
 import flax.errors
@@ -13,16 +12,14 @@ from flax.core import unfreeze
 from linen2nnx import mapping, parity
 from linen_impl.transforms import scan_over_layers as linen
 from nnx_impl.transforms import scan_over_layers as nnx_side
-from parity_tests.entry_inputs import entry_inputs, in_any_form
+from parity_tests.entry_inputs import in_any_form
 from parity_tests.random_pair import random_input, random_pair, variable_shapes
 
 CASES = [  # din, num_layers, features, seed, dtype, jit
-    (1, 1, 1, 0, jnp.float32, False),
-    (33, 2, 4, 1, jnp.float32, True),
-    (3, 3, 33, 2, jnp.bfloat16, True),
-    (2, 11, 3, 3, jnp.float32, False),
+    (3, 2, 3, 0, jnp.float32, False),  # few shapes: each op is compiled for each
+    (33, 11, 1, 1, jnp.bfloat16, True),
 ]
-NUMBER = 6  # random inputs of the entry function: each one is compiled anew
+ENTRY_CASES = [(3, 2, 3), (33, 11, 1)]  # din, num_layers, features
 
 
 def create_model(din, num_layers, features, seed=0):
@@ -48,7 +45,7 @@ def pair(din, num_layers, features, seed=0, dtype=jnp.float32):
 def training_pair(num_layers, features, rate, seed=0):
     """A stack with dropout and BatchNorm, and a batch of inputs."""
     module = linen.DropoutStack(num_layers, features, rate)
-    x = random_input(7 * features, seed, jnp.float32).reshape(7, features)
+    x = random_input(5 * features, seed, jnp.float32).reshape(5, features)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
     model = nnx.eval_shape(lambda: create_stack(num_layers, features, rate))
     return module, *parity.random_pair(shapes, model, seed=seed), x
@@ -108,7 +105,7 @@ def test_scanned_mlp(din, num_layers, features, seed, dtype, jit):
     parity.assert_parity(module, variables, model, x, jit=jit)
 
 
-@pytest.mark.parametrize(("train", "jit"), [(True, False), (True, True), (False, True)])
+@pytest.mark.parametrize(("train", "jit"), [(True, True), (False, False)])
 def test_dropout_stack(train, jit):
     """The same mask in every layer, of one key: the sides derive keys differently."""
     module, variables, model, x = training_pair(2, 3, 0.5)
@@ -126,10 +123,10 @@ def test_dropout_stack(train, jit):
 
 def test_stack_and_unstack():
     """Twelve layers: `layers_10` comes before `layers_2` in the order of names."""
-    _, variables, scanned, x = pair(3, 12, 5)
+    _, variables, scanned, x = pair(3, 12, 3)
     loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
     params = linen.unstack_layers(variables["params"])
-    parity.assert_parity(LinenLoop(12, 5), {"params": params}, loop, x)
+    parity.assert_parity(LinenLoop(12, 3), {"params": params}, loop, x)
 
     parity.assert_equal(variables["params"], linen.stack_layers(params))
     by_name = {name: params[name] for name in sorted(params)}
@@ -139,11 +136,11 @@ def test_stack_and_unstack():
 
 
 def test_the_loop_computes_what_the_scan_does():
-    module, variables, scanned, x = pair(3, 2, 4)
+    module, variables, scanned, x = pair(3, 2, 3)
     loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
     params = linen.unstack_layers(variables["params"])
     parity.assert_equal(module.apply(variables, x), scanned(x))
-    parity.assert_equal(LinenLoop(2, 4).apply({"params": params}, x), scanned(x))
+    parity.assert_equal(LinenLoop(2, 3).apply({"params": params}, x), scanned(x))
     parity.assert_equal(loop(x), scanned(x))
 
 
@@ -151,7 +148,7 @@ def test_each_layer_has_its_own_initial_values_and_masks():
     model = create_stack(2, 3, 0.5)
     keys = jax.random.key_data(model.layers.dropout.rngs.key[...])
     module = linen.DropoutStack(2, 3, 0.5)
-    x = jnp.ones((7, 3))
+    x = jnp.ones((5, 3))
     params = module.init(jax.random.key(0), x, False)["params"]["layers"]
     for leaf in (model.layers.dense.kernel[...], keys, params["dense"]["kernel"]):
         assert len(np.unique(leaf, axis=0)) == 2
@@ -204,20 +201,24 @@ def call_with_remat(model, x):
 
 
 def test_scan_with_remat():
-    module, variables, model, x = pair(3, 2, 4)
+    module, variables, model, x = pair(3, 2, 3)
     parity.assert_parity(
-        remat_model(module, 4), variables, model, x, call=call_with_remat, jit=True
+        remat_model(module, 3), variables, model, x, call=call_with_remat, jit=True
     )
     parity.assert_equal(model(x), call_with_remat(model, x))
 
 
-def test_scan_over_layers(nnx_mode):
-    for rng, seed, x, features in itertools.islice(entry_inputs(nnx_mode), NUMBER):
-        num_layers = rng.choice([2, 11])
-        arguments = seed, x, in_any_form(rng, num_layers), features
-        din, width = len(x), int(features)
-        module = linen.ScannedMLP(int(num_layers), width)
-        model = create_model(din, int(num_layers), width, int(seed))
+@pytest.mark.parametrize(("din", "num_layers", "features"), ENTRY_CASES)
+def test_scan_over_layers(din, num_layers, features, nnx_mode):
+    rng = np.random.default_rng([din, nnx_mode == "tree"])
+    module = linen.ScannedMLP(num_layers, features)
+    for _ in range(3):
+        seed = rng.integers(0, 2**31)
+        x = rng.standard_normal(din) * 10.0 ** rng.integers(-3, 4)
+        x = x.astype(rng.choice([np.float32, np.float64, np.int32]))
+        numbers = (in_any_form(rng, n) for n in (num_layers, features))
+        arguments = in_any_form(rng, seed), x, *numbers
+        model = create_model(din, num_layers, features, int(seed))
         variables = mapping.to_linen(model, variable_shapes(module, din))
 
         output = nnx_side.scan_over_layers(*arguments)
@@ -236,36 +237,36 @@ def test_scan_over_layers(nnx_mode):
 
 def test_linen_entry_from_its_own_seed():
     x = jnp.arange(3.0)
-    module = linen.ScannedMLP(2, 4)
+    module = linen.ScannedMLP(2, 3)
     expected = module.apply(module.init(jax.random.key(7), x), x)
-    parity.assert_equal(expected, linen.scan_over_layers(7, x, 2, 4))
+    parity.assert_equal(expected, linen.scan_over_layers(7, x, 2, 3))
 
 
 @pytest.mark.parametrize("side", ["linen", "nnx"])
 def test_pitfall_layers_from_one_key_are_identical(side):
     if side == "linen":
-        kernel = kernels(2, 4, params=False)
+        kernel = kernels(2, 3, params=False)
     else:
 
         @nnx.vmap(in_axes=None, out_axes=0, axis_size=2)
         def create_layers(rngs):
-            return nnx_side.Block(4, rngs=rngs)
+            return nnx_side.Block(3, rngs=rngs)
 
         kernel = create_layers(nnx.Rngs(0)).dense.kernel[...]
-    assert kernel.shape == (2, 4, 4)
+    assert kernel.shape == (2, 3, 3)
     assert len(np.unique(kernel, axis=0)) == 1
 
 
 def test_pitfall_a_stream_that_split_rngs_does_not_name():
     """Linen drops the stream inside the scan; the initial params and eval do work."""
     with pytest.raises(flax.errors.InvalidRngError, match="dense needs PRNG for"):
-        kernels(2, 4)
+        kernels(2, 3)
 
 
 def test_pitfall_rngs_that_are_not_split_have_no_axis():
     @nnx.vmap(in_axes=0, out_axes=0)
     def create_layers(rngs):
-        return nnx_side.Block(4, rngs=rngs)
+        return nnx_side.Block(3, rngs=rngs)
 
     with pytest.raises(
         ValueError, match="its rank should be at least 1, but is only 0"
@@ -274,7 +275,7 @@ def test_pitfall_rngs_that_are_not_split_have_no_axis():
 
 
 def test_pitfall_state_axes_are_of_graph_mode(nnx_mode):
-    _, _, model, x = pair(3, 2, 4)
+    _, _, model, x = pair(3, 2, 3)
     axes = nnx.Carry, nnx.StateAxes({...: 0})
 
     def scan(forward):
@@ -289,15 +290,15 @@ def test_pitfall_state_axes_are_of_graph_mode(nnx_mode):
 
 
 def test_pitfall_the_stack_is_no_list():
-    _, _, model, x = pair(3, 2, 4)
+    _, _, model, x = pair(3, 2, 3)
     loop = NNXLoop(model.proj, model.layers)
     with pytest.raises(TypeError, match="'Block' object is not iterable"):
         loop(x)
 
 
 def test_pitfall_the_carry_keeps_its_dtype():
-    _, _, model, x = pair(3, 2, 4)
-    model.proj = nnx.Linear(3, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    _, _, model, x = pair(3, 2, 3)
+    model.proj = nnx.Linear(3, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     loop = NNXLoop(model.proj, nnx_side.unstack_layers(model.layers))
     with jax.numpy_dtype_promotion("standard"):
         assert loop(x).dtype == jnp.float32
@@ -307,8 +308,8 @@ def test_pitfall_the_carry_keeps_its_dtype():
 
 def test_pitfall_a_stack_of_another_depth_is_taken():
     """The depth is in the arrays alone. Linen's `length` is checked."""
-    module, _, model, x = pair(3, 2, 4)
-    _, deeper, donor, _ = pair(3, 3, 4, seed=1)
+    module, _, model, x = pair(3, 2, 3)
+    _, deeper, donor, _ = pair(3, 3, 3, seed=1)
     nnx.update(model, nnx.state(donor))
     np.testing.assert_array_equal(model(x), donor(x))
     with pytest.raises(ValueError, match="disagrees with leading axis sizes"):
@@ -327,10 +328,10 @@ def test_pitfall_an_initializer_takes_the_layer_axis_for_fan_in():
     init, key = nnx.initializers.lecun_normal(), jax.random.key(0)
     whole = init(key, (16, 64, 64))
     by_layer = jax.vmap(lambda key: init(key, (64, 64)))(jax.random.split(key, 16))
-    np.testing.assert_allclose(by_layer.std(), 1 / 8, rtol=0.01)  # of 65,536 draws
-    np.testing.assert_allclose(whole.std(), 1 / 32, rtol=0.01)
+    np.testing.assert_allclose(np.std(by_layer), 1 / 8, rtol=0.01)  # of 65,536 draws
+    np.testing.assert_allclose(np.std(whole), 1 / 32, rtol=0.01)
     whole = nnx.initializers.lecun_normal(batch_axis=0)(key, (16, 64, 64))
-    np.testing.assert_allclose(whole.std(), 1 / 8, rtol=0.01)
+    np.testing.assert_allclose(np.std(whole), 1 / 8, rtol=0.01)
 
 
 def equations(model, x):
@@ -342,7 +343,7 @@ def equations(model, x):
 
 def test_pitfall_a_loop_is_traced_once_per_layer():
     for num_layers in (2, 12):
-        _, _, scanned, x = pair(3, num_layers, 5)
+        _, _, scanned, x = pair(3, num_layers, 3)
         loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
         assert equations(scanned, x) == 2  # that of the projection, that of the block
         assert equations(loop, x) == 1 + num_layers
