@@ -13,8 +13,6 @@ from flax import nnx
 
 from linen2nnx import parity
 
-DEPTH = 12  # blocks of the transformer
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -96,13 +94,15 @@ class LinenBlock(nn.Module):
 
 
 class LinenTransformer(nn.Module):
+    depth: int
+
     @nn.compact
     def __call__(self, ids, train):
         embed = nn.Embed(11, 8, name="embed")
-        positions = self.param("positions", nn.initializers.normal(1.0), (6, 8))
+        positions = self.param("positions", nn.initializers.normal(1.0), (9, 8))
         x = embed(ids) + positions[: ids.shape[1]]
         mask = nn.make_attention_mask(ids > 1, ids > 1)
-        for i in range(DEPTH):
+        for i in range(self.depth):
             x = LinenBlock(name=f"blocks_{i}")(x, mask, train)
         return embed.attend(nn.LayerNorm(name="norm")(x))
 
@@ -127,10 +127,10 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, rngs, depth):
         self.embed = nnx.Embed(11, 8, rngs=rngs)
-        self.positions = nnx.Param(jax.random.normal(rngs.params(), (6, 8)))
-        self.blocks = nnx.List(Block(rngs) for _ in range(DEPTH))
+        self.positions = nnx.Param(jax.random.normal(rngs.params(), (9, 8)))
+        self.blocks = nnx.List(Block(rngs) for _ in range(depth))
         self.norm = nnx.LayerNorm(8, rngs=rngs)
 
     def __call__(self, ids):
@@ -205,14 +205,14 @@ class LinenCNN(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.max_pool(nn.relu(nn.Conv(4, (3, 3))(x)), (2, 2), (2, 2))
-        x = nn.relu(nn.Conv(6, (3, 3), padding="VALID")(x))
+        x = nn.relu(nn.Conv(6, (2, 2), padding="VALID")(x))
         return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
 
 class CNN(nnx.Module):
     def __init__(self, rngs):
-        self.conv1 = nnx.Conv(2, 4, (3, 3), rngs=rngs)
-        self.conv2 = nnx.Conv(4, 6, (3, 3), padding="VALID", rngs=rngs)
+        self.conv1 = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(4, 6, (2, 2), padding="VALID", rngs=rngs)
         self.out = nnx.Linear(24, 3, rngs=rngs)
 
     def __call__(self, x):
@@ -239,8 +239,8 @@ class LSTM(nnx.Module):
 
 class LinenAutoencoder(nn.Module):
     def setup(self):
-        self.encoder = [nn.Dense(8), nn.Dense(2)]
-        self.decoder = [nn.Dense(8), nn.Dense(6)]
+        self.encoder = [nn.Dense(8), nn.Dense(4)]
+        self.decoder = [nn.Dense(8), nn.Dense(4)]
 
     def encode(self, x):
         return self.encoder[1](nn.tanh(self.encoder[0](x)))
@@ -255,10 +255,10 @@ class LinenAutoencoder(nn.Module):
 class Autoencoder(nnx.Module):
     def __init__(self, rngs):
         self.encoder = nnx.List(
-            [nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)]
+            [nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 4, rngs=rngs)]
         )
         self.decoder = nnx.List(
-            [nnx.Linear(2, 8, rngs=rngs), nnx.Linear(8, 6, rngs=rngs)]
+            [nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 4, rngs=rngs)]
         )
 
     def encode(self, x):
@@ -347,22 +347,22 @@ class LinenMixer(nn.Module):
     @nn.compact
     def __call__(self, x):
         y = nn.LayerNorm()(x).swapaxes(1, 2)
-        y = nn.Dense(6, name="tokens_out")(nn.gelu(nn.Dense(8, name="tokens")(y)))
+        y = nn.Dense(8, name="tokens_out")(nn.gelu(nn.Dense(16, name="tokens")(y)))
         x = x + y.swapaxes(1, 2)
         y = nn.LayerNorm()(x)
-        y = nn.Dense(6, name="channels_out")(nn.gelu(nn.Dense(8, name="channels")(y)))
+        y = nn.Dense(8, name="channels_out")(nn.gelu(nn.Dense(16, name="channels")(y)))
         return nn.Dense(3, name="head")((x + y).mean(1))
 
 
 class Mixer(nnx.Module):
     def __init__(self, rngs):
-        self.norm1 = nnx.LayerNorm(6, rngs=rngs)
-        self.tokens = nnx.Linear(6, 8, rngs=rngs)
-        self.tokens_out = nnx.Linear(8, 6, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(6, rngs=rngs)
-        self.channels = nnx.Linear(6, 8, rngs=rngs)
-        self.channels_out = nnx.Linear(8, 6, rngs=rngs)
-        self.head = nnx.Linear(6, 3, rngs=rngs)
+        self.norm1 = nnx.LayerNorm(8, rngs=rngs)
+        self.tokens = nnx.Linear(8, 16, rngs=rngs)
+        self.tokens_out = nnx.Linear(16, 8, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(8, rngs=rngs)
+        self.channels = nnx.Linear(8, 16, rngs=rngs)
+        self.channels_out = nnx.Linear(16, 8, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
 
     def __call__(self, x):
         y = self.norm1(x).swapaxes(1, 2)
@@ -417,18 +417,26 @@ class GLU(nnx.Module):
         return x + self.down(self.dropout(y, rngs=key))
 
 
-IDS = np.random.default_rng(0).integers(0, 11, (2, 5)).astype(np.int32)
+IDS = np.random.default_rng(0).integers(0, 11, (2, 8)).astype(np.int32)
 IDS[:, 0] = 5  # a row of padding only has no attention to compare
+
+
+def transformer(depth):
+    create = functools.partial(Transformer, depth=depth)
+    return Pair(LinenTransformer(depth), create, (IDS,), train=False)
+
+
 PAIRS = {
     "mlp": Pair(
         LinenMLP(), MLP, (floats(2, 4),), {"Dense_0": "out", "Dense_1": "hidden"}
     ),
-    "transformer": Pair(LinenTransformer(), Transformer, (IDS,), train=False),
+    "transformer": transformer(2),
+    "deep transformer": transformer(12),
     "resnet": Pair(LinenResNet(), ResNet, (floats(2, 6, 6, 3),), train=True),
     "cnn": Pair(
         LinenCNN(),
         CNN,
-        (floats(2, 8, 8, 2),),
+        (floats(2, 6, 6, 3),),
         {"Conv_0": "conv1", "Conv_1": "conv2", "Dense_0": "out"},
     ),
     "lstm": Pair(
@@ -437,13 +445,13 @@ PAIRS = {
         (floats(2, 5, 4),),
         {"LSTMCell_0": "rnn/cell", "Dense_0": "out"},
     ),
-    "autoencoder": Pair(LinenAutoencoder(), Autoencoder, (floats(2, 6),)),
+    "autoencoder": Pair(LinenAutoencoder(), Autoencoder, (floats(2, 4),)),
     "group norm": Pair(LinenGroupNormNet(), GroupNormNet, (floats(2, 6, 6, 3),)),
     "scan": Pair(LinenScan(), Scan, (floats(2, 4),)),
     "mixer": Pair(
         LinenMixer(),
         Mixer,
-        (floats(2, 6, 6),),
+        (floats(2, 8, 8),),
         {"LayerNorm_0": "norm1", "LayerNorm_1": "norm2"},
     ),
     "siamese": Pair(

@@ -5,6 +5,7 @@ modules, lists, dicts, Sequential, scanned stacks, shared modules, names that Py
 reserves, custom collections, Variables that hold a pytree and partitioned kernels.
 """
 
+import functools
 import keyword
 
 import flax.linen as nn
@@ -265,10 +266,16 @@ def places(node, linen_path="", nnx_path=""):
             yield from places(child, f"{linen_path}_{key}", f"{nnx_path}/{key}")
 
 
+@functools.cache
+def linen_shapes(members):
+    """The same in both modes of nnx, which draw the same trees."""
+    return jax.eval_shape(LinenTree(members).init, jax.random.key(0))
+
+
 def both(tree, kind=dict):
     """Linen variables and an nnx model of one description, abstract."""
     _, members = tree
-    shapes = jax.eval_shape(LinenTree(members).init, jax.random.key(0))
+    shapes = jax.tree.map(lambda leaf: leaf, linen_shapes(members))
     model = nnx.eval_shape(lambda: NNXTree(members, nnx.Rngs(0)))
     return freeze(shapes) if kind is FrozenDict else shapes, model
 

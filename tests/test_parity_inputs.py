@@ -15,7 +15,7 @@ from linen2nnx.parity import ParityError, Tolerance
 from linen2nnx.randomness import same_keys
 from tests.model_pairs import MLP, PAIRS, floats
 
-X = floats(3, 4)
+X = floats(2, 4)
 
 
 class LinenNet(nn.Module):
@@ -129,7 +129,7 @@ def test_every_key_is_another_one_and_that_of_a_carry_does_not_count(
 
 def test_keys_that_are_drawn_in_a_scan_are_not_made_the_same():
     """nn.scan and nnx.scan trace their function another number of times."""
-    x = floats(3, 8)
+    x = floats(2, 4)
 
     class Linen(nn.Module):
         @nn.compact
@@ -152,28 +152,29 @@ def test_keys_that_are_drawn_in_a_scan_are_not_made_the_same():
             return drop(self.dropout, x)
 
     port = Port(nnx.Rngs(0))
-    report = parity.compare(Linen(), {}, port, x, randomness="same keys")
+    keywords = {"randomness": "same keys", "checks": ["outputs"]}
+    report = parity.compare(Linen(), {}, port, x, **keywords)
     assert report.failed == "outputs"
 
 
 def test_modules_in_a_dict_are_paired_as_their_leaves_are():
     class Linen(nn.Module):
         def setup(self):
-            self.heads = {"left": nn.Dense(3), "right": nn.Dense(3)}
+            self.heads = {"left": nn.Dense(4), "right": nn.Dense(4)}
 
         def __call__(self, x):
             return self.heads["right"](nn.relu(self.heads["left"](x)))
 
     class Port(nnx.Module):
         def __init__(self, rngs):
-            left, right = (nnx.Linear(3, 3, rngs=rngs) for _ in range(2))
+            left, right = (nnx.Linear(4, 4, rngs=rngs) for _ in range(2))
             self.heads = nnx.Dict(left=left, right=right)
 
         def __call__(self, x):
             return self.heads["right"](self.heads["left"](x))
 
     model = nnx.eval_shape(lambda: Port(nnx.Rngs(0)))
-    found = parity.compare(Linen(), None, model, floats(8, 3)).divergence
+    found = parity.compare(Linen(), None, model, X).divergence
     assert (found.linen.path, found.nnx.path) == ("heads_right", "heads/right")
     assert found.matched[1].path == "heads/left"
 
@@ -185,8 +186,8 @@ def test_a_gradient_that_differs_by_rounding_says_so():
             nothing = bias - jax.lax.stop_gradient(bias)
             return super().__call__(x) + 1e-7 * nothing
 
-    model = nnx.eval_shape(lambda: Rounded(3, 2, rngs=nnx.Rngs(0)))
-    report = parity.compare(nn.Dense(2), None, model, floats(5, 3))
+    model = nnx.eval_shape(lambda: Rounded(4, 4, rngs=nnx.Rngs(0)))
+    report = parity.compare(nn.Dense(4), None, model, X)
     assert report.failed == "gradients"
     assert "which may be rounding; if one side sums in another order" in report.failure
 
@@ -197,15 +198,15 @@ def test_statistics_of_random_outputs():
 
     keywords = {"randomness": "statistics"}
     model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
-    report = parity.assert_parity(linen(0.5), {}, model, X, **keywords)
+    report = parity.assert_parity(linen(0.5), {}, model, X[:1], **keywords)
     paths = [row.path for row in report.rows if row.check == "outputs"]
     assert paths == ["mean", "variance"]
     assert "within six standard errors" in str(report)
-    with pytest.raises(ParityError, match="the variance over 1000 draws differs in 12"):
-        parity.assert_parity(linen(0.3), {}, model, X, **keywords)
-    keywords["call"] = lambda model, x: model(x)[:1]
+    with pytest.raises(ParityError, match="the variance over 1000 draws differs in 4"):
+        parity.assert_parity(linen(0.3), {}, model, X[:1], **keywords)
+    keywords["call"] = lambda model, x: model(x)[:, :1]
     with pytest.raises(ParityError, match="another shape or missing in nnx"):
-        parity.assert_parity(linen(0.5), {}, model, X, **keywords)
+        parity.assert_parity(linen(0.5), {}, model, X[:1], **keywords)
 
 
 def test_the_same_seed_is_not_the_same_mask():
@@ -239,11 +240,11 @@ def test_what_a_module_sows_is_compared_only_where_asked_for():
         @nn.compact
         def __call__(self, x):
             self.sow("intermediates", "h", x)
-            return nn.Dense(2, name="out")(x)
+            return nn.Dense(4, name="out")(x)
 
     class Port(nnx.Module):
         def __init__(self, rngs):
-            self.out = nnx.Linear(4, 2, rngs=rngs)
+            self.out = nnx.Linear(4, 4, rngs=rngs)
 
         def __call__(self, x):
             self.h = nnx.Intermediate((x,))
@@ -413,7 +414,7 @@ def test_variables_of_another_module():
         None,
         nn.Dense(7),
         {"params": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}},
-        nnx.Linear(4, 2, rngs=nnx.Rngs(0)),
+        nnx.eval_shape(lambda: nnx.Linear(4, 2, rngs=nnx.Rngs(0))),
         X,
         checks=["outputs"],
     )

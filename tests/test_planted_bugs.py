@@ -190,7 +190,7 @@ BUGS = [
     # the values
     Bug(
         "kernels swapped",
-        "transformer",
+        "deep transformer",
         swap("blocks/3/up", "blocks/4/up"),
         "structure",
     ),
@@ -230,7 +230,7 @@ BUGS = [
     ),
     Bug(
         "epsilon of the last layer norm",  # random values grow too little to hide it
-        "transformer",
+        "deep transformer",
         setting("blocks/11/norm2", epsilon=1e-5),
         linen="blocks_11/norm2",
         nnx="blocks/11/norm2",
@@ -312,9 +312,9 @@ BUGS = [
     Bug(
         "one dropout left in train mode",
         "transformer",
-        lambda model: model.blocks[2].dropout.train(),
-        linen="blocks_2/Dropout_0",
-        nnx="blocks/2/dropout",
+        lambda model: model.blocks[1].dropout.train(),
+        linen="blocks_1/Dropout_0",
+        nnx="blocks/1/dropout",
         hint="deterministic is True in Linen and False in nnx",
     ),
     # the code between modules
@@ -329,7 +329,7 @@ BUGS = [
     ),
     Bug(
         "exact gelu",
-        "transformer",
+        "deep transformer",
         calling(
             "blocks/6",
             lambda self, x: self.down(nnx.gelu(self.up(x), approximate=False)),
@@ -342,14 +342,14 @@ BUGS = [
     Bug(
         "no residual around attention",
         "transformer",
-        calling("blocks/7", block_call(first=lambda x, y: y)),
-        linen="blocks_7/norm2",
-        nnx="blocks/7/norm2",
+        calling("blocks/1", block_call(first=lambda x, y: y)),
+        linen="blocks_1/norm2",
+        nnx="blocks/1/norm2",
         where="input",
     ),
     Bug(
         "no residual at the end of a block",
-        "transformer",
+        "deep transformer",
         calling("blocks/7", block_call(second=lambda x, y: y)),
         linen="blocks_7",
         nnx="blocks/7",
@@ -358,11 +358,11 @@ BUGS = [
     Bug(
         "no mask in one block",
         "transformer",
-        calling("blocks/5", block_call(lambda self, y, mask: self.attention(y))),
-        linen="blocks_5/attention/out",
-        nnx="blocks/5/attention/out",
+        calling("blocks/1", block_call(lambda self, y, mask: self.attention(y))),
+        linen="blocks_1/attention/out",
+        nnx="blocks/1/attention/out",
         where="input",
-        hint="mask of blocks_5/attention (MultiHeadAttention) is given in Linen only",
+        hint="mask of blocks_1/attention (MultiHeadAttention) is given in Linen only",
     ),
     Bug(
         "another mask",
@@ -422,7 +422,7 @@ BUGS = [
     ),
     Bug(
         "blocks in another order",
-        "transformer",
+        "deep transformer",
         calling("", encoder_call(blocks=lambda blocks: [*blocks[1:], blocks[0]])),
         linen="blocks_0",
         nnx="blocks/0",
@@ -431,14 +431,14 @@ BUGS = [
     ),
     Bug(
         "a block called twice",
-        "transformer",
+        "deep transformer",
         calling("", encoder_call(blocks=lambda b: [*b[:3], b[2], *b[3:]])),
         linen="-",
         nnx="blocks/2",
     ),
     Bug(
         "a block skipped",
-        "transformer",
+        "deep transformer",
         calling("", encoder_call(blocks=lambda b: [*b[:3], *b[4:]])),
         linen="blocks_3",
         nnx="-",
