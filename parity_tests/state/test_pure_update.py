@@ -13,10 +13,8 @@ from parity_tests.entry_inputs import entry_inputs
 from parity_tests.random_pair import random_pair, variable_shapes
 
 CASES = [  # din, features, seed, dtype, jit
-    (1, 1, 0, jnp.float32, False),
-    (3, 2, 1, jnp.float32, True),
-    (33, 2, 2, jnp.bfloat16, False),
-    (2, 33, 3, jnp.bfloat16, True),
+    (1, 33, 0, jnp.float32, False),
+    (5, 5, 1, jnp.bfloat16, True),
 ]
 EVERY_LEAF = {  # the edits of all leaves, by name of the idiom
     "scale_state": (-1.5,),
