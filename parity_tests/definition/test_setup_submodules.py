@@ -14,9 +14,8 @@ from parity_tests.entry_inputs import entry_inputs, in_any_form
 from parity_tests.random_pair import random_pair, variable_shapes
 
 CASES = [  # din, num_layers, features, seed, dtype, jit
-    (1, 1, 1, 0, jnp.float32, False),
-    (5, 12, 5, 1, jnp.float32, True),
-    (2, 2, 33, 2, jnp.bfloat16, False),
+    (1, 12, 33, 0, jnp.float32, False),
+    (5, 2, 5, 1, jnp.bfloat16, True),
 ]
 
 

@@ -40,9 +40,9 @@ def norm_pair():
     module = nn.BatchNorm(use_running_average=True)
 
     def create():
-        return nnx.BatchNorm(4, use_running_average=True, rngs=nnx.Rngs(0))
+        return nnx.BatchNorm(5, use_running_average=True, rngs=nnx.Rngs(0))
 
-    return module, *random_pair(module, create, 4)
+    return module, *random_pair(module, create, 5)
 
 
 def edit(name, arguments, changes):
@@ -112,22 +112,22 @@ def test_pure_state_update(nnx_mode):
 
 
 def test_linen_entry_from_its_own_seed():
-    x = jnp.arange(3.0)
-    variables = linen.create_model(2).init(jax.random.key(7), x)
+    x = jnp.arange(5.0)
+    variables = linen.create_model(5).init(jax.random.key(7), x)
     scaled = jax.tree.map(lambda leaf: leaf * 0.5, variables)
-    expected = linen.create_model(2).apply(scaled, x)
-    parity.assert_equal(expected, linen.pure_state_update(7, x, 2, 0.5))
+    expected = linen.create_model(5).apply(scaled, x)
+    parity.assert_equal(expected, linen.pure_state_update(7, x, 5, 0.5))
 
 
 def test_pitfall_merging_the_unmapped_state_shares_the_variables():
-    _, _, model, _ = pair(3, 2)
+    _, _, model, _ = pair(5, 5)
     graphdef, state = nnx.split(model)
     shared = nnx.merge(graphdef, state)
-    shared.kernel[...] = jnp.zeros((3, 2))
-    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((3, 2)))
+    shared.kernel[...] = jnp.zeros((5, 5))
+    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((5, 5)))
     copied = nnx.merge(graphdef, state, copy=True)
-    copied.kernel[...] = jnp.ones((3, 2))
-    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((3, 2)))
+    copied.kernel[...] = jnp.ones((5, 5))
+    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((5, 5)))
 
 
 def test_pitfall_rng_keys_are_in_the_state():
@@ -154,7 +154,7 @@ def test_pitfall_the_same_noise_goes_to_other_leaves_past_ten_layers():
 
 
 def test_pitfall_update_checks_neither_shape_nor_name():
-    _, _, model, _ = pair(3, 2)
+    _, _, model, _ = pair(5, 5)
     nnx.update(model, {"kernel": jnp.zeros((7, 7)), "kernal": nnx.Param(jnp.zeros(2))})
     assert model.kernel.shape == (7, 7)
     assert model.kernal.shape == (2,)

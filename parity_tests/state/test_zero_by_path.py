@@ -55,8 +55,8 @@ class NNXBlock(nnx.Module):
 
 
 def block_pair(seed=0):
-    module = LinenBlock(3)
-    return module, *random_pair(module, lambda: NNXBlock(4, 3), 4, seed)
+    module = LinenBlock(5)
+    return module, *random_pair(module, lambda: NNXBlock(5, 5), 5, seed)
 
 
 @pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
@@ -97,7 +97,7 @@ def test_zero_params(jit):
 def test_zero_params_shares_no_variable_with_the_original():
     _, _, model, _ = block_pair()
     new = nnx_side.zero_params(model)
-    new.norm.mean[...] = jnp.zeros(3)
+    new.norm.mean[...] = jnp.zeros(5)
     assert np.all(model.norm.mean[...] > 0)
 
 
@@ -118,12 +118,12 @@ def test_state_zero_kernel(nnx_mode):
 
 
 def test_linen_entry_from_its_own_seed():
-    output = linen.state_zero_kernel(7, np.arange(3.0), 2)
-    np.testing.assert_array_equal(output, [1, 1])
+    output = linen.state_zero_kernel(7, np.arange(5.0), 5)
+    np.testing.assert_array_equal(output, np.ones(5))
 
 
 def test_pitfall_a_map_without_the_path_zeroes_the_bias_too():
-    _, variables, model, _ = pair(3, 2)
+    _, variables, model, _ = pair(5, 5)
     state = jax.tree.map(jnp.zeros_like, nnx.state(model))
     assert not np.any(state["bias"])
     assert not np.any(jax.tree.map(jnp.zeros_like, variables)["params"]["bias"])
@@ -131,7 +131,7 @@ def test_pitfall_a_map_without_the_path_zeroes_the_bias_too():
 
 def test_pitfall_the_last_key_of_an_nnx_path_is_value():
     """`path[-1]` is the leaf's name in Linen, and `.value` of the Variable in nnx."""
-    _, variables, model, _ = pair(3, 2)
+    _, variables, model, _ = pair(5, 5)
     keystr = jax.tree_util.keystr
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(model))]
     assert [keystr(path) for path in paths] == ["['bias'].value", "['kernel'].value"]
@@ -140,7 +140,7 @@ def test_pitfall_the_last_key_of_an_nnx_path_is_value():
 
 
 def test_pitfall_a_state_cannot_be_called():
-    _, _, model, x = pair(3, 2)
+    _, _, model, x = pair(5, 5)
     graphdef, state = nnx.split(model)
     with pytest.raises(TypeError, match="'State' object is not callable"):
         state(x)
