@@ -84,7 +84,7 @@ def test_replace_kernel(nnx_mode):
 
 
 def test_linen_entry_from_its_own_seed():
-    """Without variables the kernel is replaced all the same: x sums to 10, bias is 0."""
+    """Without variables the kernel is replaced too: x sums to 10, the bias is 0."""
     output = linen.replace_kernel(7, np.arange(5.0), 5, 0.5)
     np.testing.assert_array_equal(output, np.full(5, 5.0))
 
