@@ -62,10 +62,9 @@ def block_pair(seed=0, dtype=jnp.float32):
     return module, *random_pair(module, lambda: NNXBlock(5, 5), 5, seed, dtype)
 
 
-@pytest.mark.parametrize(("din", "features"), [(1, 33), (5, 5)])
-def test_zero_kernels(din, features):
+def test_zero_kernels():
     """Op by op: the next test is jitted, and in bfloat16."""
-    module, variables, model, x = pair(din, features)
+    module, variables, model, x = pair(1, 33)
     edit = parity.Edit(linen.zero_kernels, nnx_side.zero_kernels, ["params/kernel"])
     parity.assert_parity(module, variables, model, x, edit=edit)
 
