@@ -202,11 +202,13 @@ CASES = [
 
 
 def refused(call, **arguments):
-    """The message of the error that a call raises, or that it raises none."""
+    """The message of a TypeError or ValueError of a call, or what comes instead."""
     try:
         call(**arguments)
     except (TypeError, ValueError) as error:
         return str(error)
+    except Exception as error:  # so that the values after it are tried as well
+        return repr(error)
     return "no error"
 
 
