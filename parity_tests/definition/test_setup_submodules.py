@@ -14,9 +14,8 @@ from parity_tests.entry_inputs import entry_inputs, in_any_form
 from parity_tests.random_pair import random_pair, variable_shapes
 
 CASES = [  # din, num_layers, features, seed, dtype, jit
-    (1, 1, 1, 0, jnp.float32, False),
-    (5, 12, 5, 1, jnp.float32, True),
-    (2, 2, 33, 2, jnp.bfloat16, False),
+    (1, 12, 33, 0, jnp.float32, False),
+    (5, 2, 5, 1, jnp.bfloat16, True),
 ]
 
 
@@ -41,9 +40,12 @@ def test_model(din, num_layers, features, seed, dtype, jit):
 
 
 @pytest.mark.parametrize("head", ["value", "gate"])
-@pytest.mark.parametrize("jit", [False, True])
-def test_apply_head(head, jit):
-    module, variables, model, x = pair(2, 2, 33, dtype=jnp.bfloat16)
+@pytest.mark.parametrize(
+    ("din", "num_layers", "features", "seed", "dtype", "jit"),
+    [(1, 2, 33, 0, jnp.float32, False), CASES[1]],
+)
+def test_apply_head(head, din, num_layers, features, seed, dtype, jit):
+    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
     parity.assert_parity(
         lambda variables, x: linen.apply_head(module, variables, x, head),
         variables,
@@ -56,7 +58,7 @@ def test_apply_head(head, jit):
 
 
 @pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"), CASES[1:]
+    ("din", "num_layers", "features", "seed", "dtype", "jit"), CASES
 )
 def test_activations(din, num_layers, features, seed, dtype, jit):
     module, variables, model, x = pair(din, num_layers, features, seed, dtype)
@@ -76,7 +78,7 @@ def test_activations(din, num_layers, features, seed, dtype, jit):
 
 @pytest.mark.parametrize(
     ("din", "num_layers", "features", "seed", "dtype", "jit"),
-    [(3, 2, 5, 0, jnp.float32, False), (5, 11, 5, 1, jnp.bfloat16, True)],
+    [(1, 11, 33, 0, jnp.float32, False), CASES[1]],
 )
 def test_add_layer(din, num_layers, features, seed, dtype, jit):
     module, variables, model, x = pair(din, num_layers, features, seed, dtype)
@@ -108,7 +110,7 @@ def test_add_layer(din, num_layers, features, seed, dtype, jit):
 
 @pytest.mark.parametrize(
     ("num_layers", "features", "dtype", "jit"),
-    [(12, 5, jnp.float32, True), (2, 33, jnp.bfloat16, False)],
+    [(12, 33, jnp.float32, False), (2, 5, jnp.bfloat16, True)],
 )
 def test_scales(num_layers, features, dtype, jit):
     module = linen.Scales(num_layers, features)
@@ -144,10 +146,10 @@ def test_setup_submodules(nnx_mode):
 
 
 def test_linen_entry_from_its_own_seed():
-    x = jnp.arange(3.0)
-    module = linen.GatedMLP(2, 4)
+    x = jnp.arange(5.0)
+    module = linen.GatedMLP(2, 5)
     expected = module.apply(module.init(jax.random.key(7), x), x)
-    parity.assert_equal(expected, linen.setup_submodules(7, x, 2, 4))
+    parity.assert_equal(expected, linen.setup_submodules(7, x, 2, 5))
 
 
 class Holder(nnx.Module):
@@ -159,14 +161,14 @@ class Holder(nnx.Module):
 
 @pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
 def test_pitfall_a_plain_container_of_layers(kind):
-    layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    layer = nnx.Linear(5, 5, rngs=nnx.Rngs(0))
     held = {"list": [layer], "tuple": (layer,), "dict": {"value": layer}}[kind]
     with pytest.raises(ValueError, match="Found data on value of type"):
         Holder(held)
 
 
 def test_pitfall_a_slice_of_a_list_is_a_plain_list():
-    model = create_model(3, 3, 3)
+    model = create_model(5, 3, 5)
     assert type(model.layers[:2]) is list
     with pytest.raises(
         ValueError, match="Found data on value of type '<class 'list'>'"
@@ -177,18 +179,18 @@ def test_pitfall_a_slice_of_a_list_is_a_plain_list():
 
 def test_pitfall_an_empty_plain_list_is_accepted_and_its_layers_are_lost():
     model = Holder([])
-    model.held.append(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
-    model.held[0](jnp.ones(2))  # it runs
+    model.held.append(nnx.Linear(5, 5, rngs=nnx.Rngs(0)))
+    model.held[0](jnp.ones(5))  # it runs
     assert not jax.tree.leaves(nnx.state(model))
 
 
 def test_pitfall_an_optimizer_made_before_a_layer_was_appended():
-    model = create_model(3, 1, 3)
+    model = create_model(5, 1, 5)
     sgd, adam = (
         nnx.Optimizer(model, tx, wrt=nnx.Param)
         for tx in (optax.sgd(0.1), optax.adam(0.1))
     )
-    nnx_side.add_layer(model, nnx.Linear(3, 3, rngs=nnx.Rngs(1)))
+    nnx_side.add_layer(model, nnx.Linear(5, 5, rngs=nnx.Rngs(1)))
     before = model.layers[1].kernel[...]
     gradients = nnx.state(model, nnx.Param)
     sgd.update(model, gradients)
@@ -198,18 +200,18 @@ def test_pitfall_an_optimizer_made_before_a_layer_was_appended():
 
 
 def test_pitfall_the_index_in_a_path_is_an_integer():
-    model = create_model(3, 2, 3)
+    model = create_model(5, 2, 5)
     before = model.layers[0].bias[...]
     with pytest.raises(KeyError, match="Invalid key: 0"):
-        nnx.update(model, {"layers": {"0": {"bias": jnp.ones(3)}}})
+        nnx.update(model, {"layers": {"0": {"bias": jnp.ones(5)}}})
     parity.assert_equal(before, model.layers[0].bias[...])
-    nnx.update(model, {"layers": {0: {"bias": jnp.ones(3)}}})
-    parity.assert_equal(jnp.ones(3), model.layers[0].bias[...])
+    nnx.update(model, {"layers": {0: {"bias": jnp.ones(5)}}})
+    parity.assert_equal(jnp.ones(5), model.layers[0].bias[...])
     assert ("layers", 0, "bias") in dict(nnx.to_flat_state(nnx.state(model)))
 
 
 def test_pitfall_linen_sorts_layers_10_before_layers_2():
-    _, variables, model, _ = pair(3, 12, 3)
+    _, variables, model, _ = pair(5, 12, 5)
     ours = jax.tree.leaves(variables["params"])
     theirs = jax.tree.leaves(nnx.state(model, nnx.Param))
     same = [np.array_equal(a, b) for a, b in zip(ours, theirs)]
@@ -221,7 +223,7 @@ def test_pitfall_linen_sorts_layers_10_before_layers_2():
 class Ordered(nnx.Module):
     def __init__(self, names, rngs):
         for name in names:
-            setattr(self, name, nnx.Linear(3, 3, rngs=rngs))
+            setattr(self, name, nnx.Linear(5, 5, rngs=rngs))
 
 
 class LinenOrdered(nn.Module):
@@ -229,7 +231,7 @@ class LinenOrdered(nn.Module):
 
     def setup(self):
         for name in self.names:
-            setattr(self, name, nn.Dense(3))
+            setattr(self, name, nn.Dense(5))
 
     def __call__(self, x):
         return self.value(x) * self.gate(x)
@@ -240,24 +242,24 @@ def test_pitfall_nnx_initial_values_depend_on_the_order_of_construction():
     first, second = (Ordered(names, nnx.Rngs(0)) for names in orders)
     np.testing.assert_array_equal(first.value.kernel, second.gate.kernel)
     assert not np.array_equal(first.value.kernel, second.value.kernel)
-    key, x = jax.random.key(0), jnp.ones(3)
+    key, x = jax.random.key(0), jnp.ones(5)
     first, second = (LinenOrdered(names).init(key, x) for names in orders)
     parity.assert_equal(first, second)
 
 
 def test_pitfall_linen_containers_are_frozen():
-    module, variables, _, _ = pair(3, 2, 3)
+    module, variables, _, _ = pair(5, 2, 5)
     bound = module.bind(variables)
     assert type(bound.heads) is FrozenDict
     with pytest.raises(
         AttributeError, match="'tuple' object has no attribute 'append'"
     ):
-        bound.layers.append(nn.Dense(3))
+        bound.layers.append(nn.Dense(5))
 
 
 def test_pitfall_an_unused_submodule_has_params_in_nnx_only():
-    x = jnp.ones(3)
-    module = linen.GatedMLP(2, 3)
+    x = jnp.ones(5)
+    module = linen.GatedMLP(2, 5)
     params = module.init(jax.random.key(0), x, method="body")["params"]
     assert set(params) == {"layers_0", "layers_1"}
-    assert set(nnx.state(create_model(3, 2, 3))) == {"layers", "heads"}
+    assert set(nnx.state(create_model(5, 2, 5))) == {"layers", "heads"}

@@ -14,9 +14,8 @@ from parity_tests.entry_inputs import entry_inputs
 from parity_tests.random_pair import random_pair, variable_shapes
 
 CASES = [  # din, features, rate, seed, dtype, jit
-    (1, 33, 0.5, 0, jnp.float32, False),
-    (33, 5, 0.1, 1, jnp.float32, True),
-    (3, 33, 0.9, 2, jnp.bfloat16, False),
+    (1, 33, 0.9, 0, jnp.float32, False),
+    (5, 33, 0.1, 1, jnp.bfloat16, True),
 ]
 ONES = np.ones(64, np.float32)  # of 64 values two masks are hardly the same
 KEY = jax.random.key(0)
@@ -49,14 +48,14 @@ def test_model(din, features, rate, seed, dtype, jit):
     parity.assert_parity(module, variables, model, x, key, jit=jit)
 
 
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES[1:])
+@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
 def test_streams_of_their_own_with_the_same_keys(din, features, rate, seed, dtype, jit):
     """Without a key each side draws its own, which the comparison makes the same."""
     module, variables, model, x, _ = pair(din, features, rate, seed, dtype)
     parity.assert_parity(module, variables, model, x, randomness="same keys", jit=jit)
 
 
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES[1:])
+@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
 def test_linen_run(din, features, rate, seed, dtype, jit):
     module, variables, model, x, key = pair(din, features, rate, seed, dtype)
     parity.assert_parity(
@@ -71,7 +70,7 @@ def test_linen_run(din, features, rate, seed, dtype, jit):
     )
 
 
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES[1:])
+@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
 def test_apply_mask(din, features, rate, seed, dtype, jit):
     module, variables, model, x, key = pair(din, features, rate, seed, dtype)
     mask = jax.random.bernoulli(key, 1 - rate, (features,))
@@ -87,7 +86,7 @@ def test_apply_mask(din, features, rate, seed, dtype, jit):
     parity.assert_equal(model(x, key), nnx_side.apply_mask(model, x, mask))
 
 
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES[1:])
+@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
 def test_run_steps(din, features, rate, seed, dtype, jit):
     module, variables, model, x, key = pair(din, features, rate, seed, dtype)
     parity.assert_parity(
@@ -103,7 +102,7 @@ def test_run_steps(din, features, rate, seed, dtype, jit):
 
 
 def test_a_linen_layer_that_is_called_twice_draws_a_second_key():
-    module, variables, model, x, key = pair(3, 33, 0.5)
+    module, variables, model, x, key = pair(1, 33, 0.5)
     bound = module.bind({}, rngs={"dropout": key})
     keys = [bound.dropout.make_rng("dropout") for _ in range(2)]
     outputs = module.apply(
@@ -114,7 +113,7 @@ def test_a_linen_layer_that_is_called_twice_draws_a_second_key():
 
 
 def test_each_step_has_a_mask_of_its_own():
-    _, _, model, x, key = pair(3, 33, 0.5)
+    _, _, model, x, key = pair(1, 33, 0.5)
     first, second, third = (out == 0 for out in nnx_side.run_steps(model, x, key, 3))
     assert not same(first, second)
     assert not same(first, third)
@@ -143,7 +142,7 @@ def test_dropout_same_mask(nnx_mode):
 
 
 def test_linen_entry_from_its_own_seed():
-    x = jnp.arange(3.0)
+    x = jnp.ones(1)
     module = linen.Model(33, 0.5)
     variables = module.init(jax.random.key(7), x)
     expected = module.apply(variables, x, jax.random.key(1007))
@@ -184,8 +183,8 @@ def test_pitfall_a_stream_of_the_layer_is_not_the_stream_that_made_it():
 
 
 def test_pitfall_a_new_nnx_model_drops():
-    model = create_model(3, 33, 0.5)
-    x = jnp.arange(3.0)
+    model = create_model(1, 33, 0.5)
+    x = jnp.ones(1)
     assert not same(model(x), model.linear(x))
     model.eval()
     assert same(model(x), model.linear(x))
@@ -230,9 +229,9 @@ def test_pitfall_an_nnx_dropout_without_a_stream():
 
 def test_pitfall_making_a_dropout_shifts_the_layers_made_after_it():
     def kernels(rngs):
-        plain = nnx.Linear(3, 3, rngs=nnx.Rngs(0)).kernel[...]
+        plain = nnx.Linear(5, 5, rngs=nnx.Rngs(0)).kernel[...]
         nnx.Dropout(0.5, rngs=rngs)
-        return plain, nnx.Linear(3, 3, rngs=rngs).kernel[...]
+        return plain, nnx.Linear(5, 5, rngs=rngs).kernel[...]
 
     assert not same(*kernels(nnx.Rngs(0)))
     assert same(*kernels(nnx.Rngs(params=0, dropout=1)))

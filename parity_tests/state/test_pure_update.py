@@ -13,10 +13,8 @@ from parity_tests.entry_inputs import entry_inputs
 from parity_tests.random_pair import random_pair, variable_shapes
 
 CASES = [  # din, features, seed, dtype, jit
-    (1, 1, 0, jnp.float32, False),
-    (3, 2, 1, jnp.float32, True),
-    (33, 2, 2, jnp.bfloat16, False),
-    (2, 33, 3, jnp.bfloat16, True),
+    (1, 33, 0, jnp.float32, False),
+    (5, 5, 1, jnp.bfloat16, True),
 ]
 EVERY_LEAF = {  # the edits of all leaves, by name of the idiom
     "scale_state": (-1.5,),
@@ -37,14 +35,14 @@ def pair(din, features, seed=0, dtype=jnp.float32):
     )
 
 
-def norm_pair():
+def norm_pair(seed, dtype):
     """A layer with two collections: scale and bias are params, mean and var are not."""
     module = nn.BatchNorm(use_running_average=True)
 
     def create():
-        return nnx.BatchNorm(4, use_running_average=True, rngs=nnx.Rngs(0))
+        return nnx.BatchNorm(5, use_running_average=True, rngs=nnx.Rngs(0))
 
-    return module, *random_pair(module, create, 4)
+    return module, *random_pair(module, create, 5, seed, dtype)
 
 
 def edit(name, arguments, changes):
@@ -68,17 +66,19 @@ def test_every_leaf(name, din, features, seed, dtype, jit):
 
 
 @pytest.mark.parametrize("name", PARAMS_ONLY)
-@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
-def test_params_only(name, din, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, features, seed, dtype)
+def test_params_only(name):
+    """Op by op: the next test is jitted, and in bfloat16."""
+    module, variables, model, x = pair(1, 33)
     change = edit(name, PARAMS_ONLY[name], ["params"])
-    parity.assert_parity(module, variables, model, x, edit=change, jit=jit)
+    parity.assert_parity(module, variables, model, x, edit=change)
 
 
 @pytest.mark.parametrize("name", PARAMS_ONLY)
-@pytest.mark.parametrize("jit", [False, True])
-def test_params_only_leaves_the_statistics(name, jit):
-    module, variables, model, x = norm_pair()
+@pytest.mark.parametrize(
+    ("seed", "dtype", "jit"), [(0, jnp.float32, False), (1, jnp.bfloat16, True)]
+)
+def test_params_only_leaves_the_statistics(name, seed, dtype, jit):
+    module, variables, model, x = norm_pair(seed, dtype)
     change = edit(name, PARAMS_ONLY[name], ["params"])
     parity.assert_parity(module, variables, model, x, edit=change, jit=jit)
 
@@ -114,22 +114,22 @@ def test_pure_state_update(nnx_mode):
 
 
 def test_linen_entry_from_its_own_seed():
-    x = jnp.arange(3.0)
-    variables = linen.create_model(2).init(jax.random.key(7), x)
+    x = jnp.arange(5.0)
+    variables = linen.create_model(5).init(jax.random.key(7), x)
     scaled = jax.tree.map(lambda leaf: leaf * 0.5, variables)
-    expected = linen.create_model(2).apply(scaled, x)
-    parity.assert_equal(expected, linen.pure_state_update(7, x, 2, 0.5))
+    expected = linen.create_model(5).apply(scaled, x)
+    parity.assert_equal(expected, linen.pure_state_update(7, x, 5, 0.5))
 
 
 def test_pitfall_merging_the_unmapped_state_shares_the_variables():
-    _, _, model, _ = pair(3, 2)
+    _, _, model, _ = pair(5, 5)
     graphdef, state = nnx.split(model)
     shared = nnx.merge(graphdef, state)
-    shared.kernel[...] = jnp.zeros((3, 2))
-    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((3, 2)))
+    shared.kernel[...] = jnp.zeros((5, 5))
+    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((5, 5)))
     copied = nnx.merge(graphdef, state, copy=True)
-    copied.kernel[...] = jnp.ones((3, 2))
-    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((3, 2)))
+    copied.kernel[...] = jnp.ones((5, 5))
+    np.testing.assert_array_equal(model.kernel[...], jnp.zeros((5, 5)))
 
 
 def test_pitfall_rng_keys_are_in_the_state():
@@ -156,7 +156,7 @@ def test_pitfall_the_same_noise_goes_to_other_leaves_past_ten_layers():
 
 
 def test_pitfall_update_checks_neither_shape_nor_name():
-    _, _, model, _ = pair(3, 2)
+    _, _, model, _ = pair(5, 5)
     nnx.update(model, {"kernel": jnp.zeros((7, 7)), "kernal": nnx.Param(jnp.zeros(2))})
     assert model.kernel.shape == (7, 7)
     assert model.kernal.shape == (2,)
