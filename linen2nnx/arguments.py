@@ -4,6 +4,7 @@ Each takes the argument's name and what the caller gave, and returns the checked
 or raises an error that names the argument, what it got and what it takes.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -174,7 +175,7 @@ def starting_variables(
     takes = "None or the variables of the module"
     if not isinstance(got, Mapping):
         _wrong(TypeError, name, got, takes)
-    expected = _shapes(jax.eval_shape(module.init, jax.random.key(0), x))
+    expected = _shapes_of_variables(module, x.shape, x.dtype)
     held = _shapes(got)
     differing = [
         f"{path} takes {expected.get(path, 'nothing')}, got {held.get(path, 'nothing')}"
@@ -188,6 +189,14 @@ def starting_variables(
             leaf_name = name + jax.tree_util.keystr(path)
             raise TypeError(f"{leaf_name} takes a floating array, got {leaf!r}")
     return freeze(got)
+
+
+@functools.lru_cache
+def _shapes_of_variables(
+    module: nn.Module, shape: tuple[int, ...], dtype: Any
+) -> dict[str, tuple[int, ...]]:
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return _shapes(jax.eval_shape(module.init, jax.random.key(0), x))
 
 
 def _array(name: str, got: Any, takes: str, ndim: int) -> jax.Array:

@@ -36,11 +36,13 @@ TESTS = {  # of the library; those of a twin go by its name
 }
 
 
-def tests_of(path: Path) -> list[str]:
+def tests_of(path: Path) -> list[list[str]]:
+    """Arguments of pytest, run after run, until one fails."""
     if path.parts[0] == "linen2nnx":
-        return TESTS[path.stem]
+        return [[test] for test in TESTS[path.stem]]
     test = f"parity_tests/{path.parts[1]}/test_{path.stem}.py"
-    return [test, "tests/test_entry_arguments.py", "tests/test_suite.py"]
+    of_all = ["tests/test_entry_arguments.py", "tests/test_suite.py"]
+    return [[test], [*of_all, "-k", path.stem]]
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
@@ -80,7 +82,7 @@ def dropped_statements(source: str) -> Iterator[tuple[str, str]]:
                 yield "DropStatement", "".join(rest)
 
 
-def survives(copy: Path, tests: list[str]) -> bool:
+def survives(copy: Path, tests: list[list[str]]) -> bool:
     """Whether all tests pass; run in a fork, so that nothing of a mutant is left."""
     child = os.fork()
     if child:
@@ -98,7 +100,7 @@ def survives(copy: Path, tests: list[str]) -> bool:
         options += ["-p", "linen2nnx.pytest_plugin", "-p", "no:cacheprovider"]
         options += ["-p", "no:randomly", "--nnx-mode", "graph"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        os._exit(0 if all(pytest.main([*options, test]) == 0 for test in tests) else 1)
+        os._exit(0 if all(pytest.main([*options, *of]) == 0 for of in tests) else 1)
     os._exit(1)
 
 

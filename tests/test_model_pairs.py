@@ -1,6 +1,5 @@
 """The ports of the model pairs are proved equal, in every check."""
 
-import jax
 import pytest
 from flax import nnx
 
@@ -9,15 +8,6 @@ from linen2nnx.divergence import linen_path, record_linen, record_nnx
 from tests.model_pairs import PAIRS
 
 
-@pytest.fixture
-def unoptimized():
-    """Compilation takes most of the time; the programs are compared, not timed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("unoptimized")
 @pytest.mark.parametrize("name", sorted({*PAIRS} - {"deep transformer"}))
 def test_parity_is_proved(name, nnx_mode):
     """With the same checks in both modes: their equal programs compile once."""
