@@ -18,7 +18,7 @@ CASES = [  # rows, din, num_layers, features, seed, dtype, jit
     (5, 3, 2, 3, 0, jnp.float32, False),  # few shapes: each op is compiled for each
     (1, 33, 2, 1, 1, jnp.bfloat16, True),
 ]
-DEEP = (5, 3, 12, 3, 4, jnp.float32, False)
+DEEP = (5, 3, 12, 3, 3, jnp.float32, False)
 ENTRY_CASES = [(1, 1, 1, 1, 1), (5, 3, 2, 3, 12)]  # ... and steps
 SCHEDULE = float(np.float32(0.1)), 12  # of every test: a step is compiled for it
 CLIPPING_ROUNDS = parity.Tolerance(
@@ -82,7 +82,15 @@ def test_model(rows, din, num_layers, features, seed, dtype, jit):
     module, variables, model = pair(din, num_layers, features, seed, dtype)
     x, _ = next(batches(rows, din, features, seed, dtype))
     tx = linen.create_tx(0.1, 5)  # without a warm-up, so that the first step counts
-    parity.assert_parity(module, variables, model, x, jit=jit, optimizer=tx)
+    parity.assert_parity(
+        module,
+        variables,
+        model,
+        x,
+        jit=jit,
+        optimizer=tx,
+        tolerance={"optimizer step": CLIPPING_ROUNDS} if num_layers > 10 else None,
+    )
 
 
 @pytest.mark.parametrize(
