@@ -165,6 +165,12 @@ def test_the_statistics_are_those_of_the_formula():
     np.testing.assert_allclose(model.norm.var[...], stats["var"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("side", [linen, nnx_side])
+def test_a_learning_rate_has_one_transformation(side):
+    """A step with another one, if equal, is compiled again."""
+    assert side.create_tx(0.5) is side.create_tx(0.5)
+
+
 def test_linen_entry_from_its_own_seed():
     x, y = batch(2, 1, 1)
     variables = linen.MLP(1, 1).init(jax.random.key(7), x)

@@ -133,7 +133,7 @@ def test_load_opt_state():
 
 
 def test_last_layer():
-    module, variables, model = pair(3, 3, 3)
+    module, variables, model = pair(3, 2, 3)
     state, optimizer = last_layer_optimizers(module, variables, model)
     random_batches = batches(5, 3, 3)
     for _ in range(4):
@@ -152,7 +152,17 @@ def test_last_layer():
         for name, layer in variables["params"].items()
         if not np.array_equal(layer["kernel"], state.params[name]["kernel"])
     ]
-    assert trained == ["layers_2"]
+    assert trained == ["layers_1"]
+
+
+@pytest.mark.parametrize("side", [linen, nnx_side])
+def test_the_warm_up_takes_a_tenth_of_the_steps(side):
+    """With a constant gradient an update of Adam is the rate."""
+    tx, one = side.create_tx(0.1, 54), jnp.float32(1)
+    _, updates = jax.lax.scan(
+        lambda state, _: tx.update(one, state)[::-1], tx.init(one), length=54
+    )
+    assert np.argmax(-updates) == 5
 
 
 @jax.jit

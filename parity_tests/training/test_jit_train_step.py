@@ -127,6 +127,17 @@ def test_jit_train_step(nnx_mode, monkeypatch):
         )
 
 
+def test_nnx_entry_seeds_the_dropout_too(monkeypatch):
+    models = []
+    monkeypatch.setattr(
+        nnx_side, "train", lambda model, *_: models.append(model) or jnp.zeros(4)
+    )
+    nnx_side.jit_train_step(7, jnp.ones((5, 3)), jnp.ones((5, 3)), 1, 4, RATE)
+    rngs = nnx.Rngs(params=7, dropout=8)
+    expected = nnx_side.MLP(din=3, num_layers=1, features=3, rngs=rngs)
+    parity.assert_equal(nnx.state(expected), nnx.state(models[0]))
+
+
 def test_linen_entry_from_its_own_seed():
     x, y = jnp.eye(5, 33), jnp.ones((5, 3))
     module = linen.MLP(1, 3)

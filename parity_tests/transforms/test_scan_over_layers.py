@@ -135,6 +135,15 @@ def test_stack_and_unstack():
     parity.assert_equal(variables, mapping.to_linen(scanned, variables))
 
 
+def test_params_of_other_names_stay_out_of_the_stack():
+    layers = {f"layers_{i}": jnp.float32(i) for i in range(11)}
+    params = {"embed": jnp.float32(-1), **layers}
+    stacked = linen.stack_layers(params)
+    assert [*stacked] == ["embed", "layers"]
+    assert stacked["layers"].tolist() == [*range(11)]
+    parity.assert_equal(params, linen.unstack_layers(stacked))
+
+
 def test_the_loop_computes_what_the_scan_does():
     module, variables, scanned, x = pair(3, 2, 3)
     loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
