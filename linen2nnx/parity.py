@@ -716,8 +716,8 @@ class _Comparison:
             if not {"gradients", "optimizer step"} & {*self.checks}:
                 return result
             gradients = {"model": _gradients(loss, edited)}
-            if (edit := self.edit) is not None:
-                through = _gradients(lambda start: loss(edit.linen(start)), variables)
+            if self.edit is not None:
+                through = _pull_back(self.edit.linen, variables, gradients["model"])
                 gradients["before the edit"] = through
             result["gradients"] = gradients
             if "optimizer step" in self.checks and "params" in edited:
@@ -749,8 +749,9 @@ class _Comparison:
             gradients = {"model": _gradients(loss, edited)}
             if self.edit is not None:
                 make = _nnx_edit(self.edit, graphdef)
-                through = _gradients(lambda start: loss(make(start)[1]), state)
-                gradients["before the edit"] = through
+                gradients["before the edit"] = _pull_back(
+                    lambda start: make(start)[1], state, gradients["model"]
+                )
             result["gradients"] = gradients
             if "optimizer step" in self.checks:
                 model = nnx.merge(edited_graphdef, _snapshot(edited))
@@ -825,20 +826,29 @@ def _optimizer_step(
         stepping.update(gradients)  # type: ignore[call-arg]
 
 
+def _floating(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The floating leaves of `tree`, and what puts others in their place."""
+    leaves, treedef = jax.tree.flatten(tree)
+
+    def fill(values: Sequence[Any]) -> Any:
+        remaining = iter(values)
+        filled = [next(remaining) if is_float(leaf) else leaf for leaf in leaves]
+        return jax.tree.unflatten(treedef, filled)
+
+    return [leaf for leaf in leaves if is_float(leaf)], fill
+
+
 def _gradients(loss: Callable[[Any], Any], tree: Any) -> Any:
     """The gradient for every floating leaf of `tree`; other leaves as they are."""
-    leaves, treedef = jax.tree.flatten(tree)
-    floating = [is_float(leaf) for leaf in leaves]
+    values, fill = _floating(tree)
+    return fill(jax.grad(lambda values: loss(fill(values)))(values))
 
-    def loss_of(values: list[Any]) -> Any:
-        remaining = iter(values)
-        full = [next(remaining) if f else leaf for f, leaf in zip(floating, leaves)]
-        return loss(jax.tree.unflatten(treedef, full))
 
-    values = [leaf for f, leaf in zip(floating, leaves) if f]
-    gradients = iter(jax.grad(loss_of)(values))
-    full = [next(gradients) if f else leaf for f, leaf in zip(floating, leaves)]
-    return jax.tree.unflatten(treedef, full)
+def _pull_back(edit: Callable[[Any], Any], start: Any, gradients: Any) -> Any:
+    """From the gradients for what `edit` makes of `start` to those for `start`."""
+    values, fill = _floating(start)
+    _, pull = jax.vjp(lambda values: _floating(edit(fill(values)))[0], values)
+    return fill(*pull(_floating(gradients)[0]))
 
 
 def _loss(output: Any) -> Any:
