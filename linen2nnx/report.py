@@ -159,8 +159,8 @@ def render(results: Results) -> Group:
     table = Table(title=_title(results.environment), title_justify="left")
     table.add_column("problem", no_wrap=True)
     for mode in modes:
-        table.add_column(f"{mode} mode", no_wrap=True)
-    table.add_column("largest difference", justify="right")
+        table.add_column(f"{mode}\nmode", no_wrap=True)
+    table.add_column("largest\ndifference", justify="right")
     table.add_column("warnings", justify="right")
     details = Text()
     for name, by_mode in results.problems.items():
