@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SECONDS_PER_MUTANT = 120
-TESTS = {  # of the library; those of a twin go by its name
+TESTS = {  # where they are not test_<file>.py alone; those of a twin go by its name
     "arguments": ["tests/test_entry_arguments.py", "tests/test_suite.py"],
     "mapping": [
         "tests/test_mapping.py",
@@ -28,7 +28,13 @@ TESTS = {  # of the library; those of a twin go by its name
         "tests/test_mapping_trees.py",
         "tests/test_suite.py",
     ],
-    "parity": ["tests/test_parity.py", "tests/test_suite.py"],
+    "parity": [
+        "tests/test_parity.py",
+        "tests/test_parity_inputs.py",
+        "tests/test_divergence.py",
+        "tests/test_planted_bugs.py",
+        "tests/test_suite.py",
+    ],
     "suite": ["tests/test_suite.py", "tests/test_cli.py"],
     "report": ["tests/test_check.py"],
     "check": ["tests/test_check.py"],
@@ -39,7 +45,8 @@ TESTS = {  # of the library; those of a twin go by its name
 def tests_of(path: Path) -> list[list[str]]:
     """Arguments of pytest, run after run, until one fails."""
     if path.parts[0] == "linen2nnx":
-        return [[test] for test in TESTS[path.stem]]
+        tests = TESTS.get(path.stem, [f"tests/test_{path.stem}.py"])
+        return [[test] for test in tests]
     test = f"parity_tests/{path.parts[1]}/test_{path.stem}.py"
     of_all = ["tests/test_entry_arguments.py", "tests/test_suite.py"]
     return [[test], [*of_all, "-k", path.stem]]

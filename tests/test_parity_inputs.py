@@ -307,6 +307,10 @@ def test_sides_and_classes():
     refused(TypeError, "nnx_model is the class MLP", module, variables, MLP, X)
     message = "linen_module is a MLP and nnx_model a LinenMLP; the order is Linen"
     refused(TypeError, message, model, variables, module, X)
+    message = "linen_module is a MLP and nnx_model a MLP; the order is Linen"
+    refused(TypeError, message, model, variables, model, X)
+    message = "linen_module is a LinenMLP and nnx_model a LinenMLP; the order is Linen"
+    refused(TypeError, message, module, variables, module, X)
 
 
 def test_variables():
