@@ -159,9 +159,9 @@ def render(results: Results) -> Group:
     table = Table(title=_title(results.environment), title_justify="left")
     table.add_column("problem", no_wrap=True)
     for mode in modes:
-        table.add_column(f"{mode}\nmode", no_wrap=True)
-    table.add_column("largest\ndifference", justify="right")
-    table.add_column("warnings", justify="right")
+        table.add_column(f"{mode}\nmode")
+    table.add_column("largest\ndifference", justify="right", no_wrap=True)
+    table.add_column("warnings", justify="right", no_wrap=True)
     details = Text()
     for name, by_mode in results.problems.items():
         outcomes = by_mode.values()

@@ -173,10 +173,10 @@ def test_other_files_are_no_results(content, tmp_path):
         report.load(file)
 
 
-def render(results):
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(report.render(results))
-    return console.export_text()
+def render(results, **terminal):
+    file = io.StringIO()
+    Console(**{"width": 100, **terminal}, file=file).print(report.render(results))
+    return file.getvalue()
 
 
 def test_the_table(results):
@@ -199,6 +199,19 @@ def test_the_table(results):
     assert "pitfall changed: state/pitfall, test_pitfall_that_flax_mended" in text
     words = " ".join(text.split())  # a long path before it breaks the line anywhere
     assert words.count("DeprecationWarning: old name") == 1
+
+
+def test_the_table_has_a_heading_for_every_column_of_80(results):
+    text = render(results, width=80)
+    headings = text.splitlines()[3].replace("┃", " ").split()
+    assert headings == ["problem", "mode", "mode", "difference", "warnings"]
+
+
+def test_only_what_holds_is_green(results):
+    green, red = "\x1b[32m", "\x1b[31m"
+    text = render(results, force_terminal=True, color_system="standard")
+    assert f"{green}holds" in text
+    assert all(f"{red}{bad}" in text for bad in ("differs", "fails", "pitfall changed"))
 
 
 GOOD = Outcome(tests=1)
