@@ -18,6 +18,7 @@ from linen2nnx.report import Outcome, Results
 from .conftest import ROOT, copy_sources, run_build
 
 PROBLEMS = suite.problems()
+NOT_EXACT = {"training/adam_optimizer": "within 6e-08"}  # the page says why
 COMMAND = re.compile(r"(?:`|^)linen2nnx (\w+)((?: (?!-)\S+)?(?: --?\w+)*)", re.M)
 REFERENCES = {
     "flax.readthedocs.io",
@@ -390,7 +391,8 @@ def test_markdown_has_the_code_and_the_figures(problem, site):
             assert section in clean
     for block in blocks:
         ast.parse(block)
-    assert "Verdict: **exact**" in text
+    verdict = NOT_EXACT.get(problem.name, "exact")
+    assert f"Verdict: **{verdict}**" in text
     for test in re.findall(
         r"^def (test_pitfall_\w+)", problem.test_path().read_text(), re.M
     ):
