@@ -202,6 +202,14 @@ def test_ambiguous_suggestions_say_so():
     assert '"a_10": "fc2",  # or a_2' in str(error.value)
 
 
+def test_of_many_ambiguous_suggestions_three_are_named():
+    model = nnx.Dict({f"fc{i}": nnx.Linear(3, 3, rngs=nnx.Rngs(0)) for i in range(6)})
+    variables = dense("a", "b", "c", "d", "e", "f", shape=(3, 3))
+    with pytest.raises(MappingError) as error:
+        mapping.table(variables, model)
+    assert '"a": "fc0",  # or b, c, d or 2 more' in str(error.value)
+
+
 def test_the_largest_module_is_suggested_first():
     layers = dense("inner", "outer")["params"]
     variables = {"params": {"Block_0": layers, **dense("Dense_0")["params"]}}
