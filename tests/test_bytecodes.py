@@ -124,6 +124,15 @@ def test_kept_counts_are_of_this_code(kept):
     assert bench.stale({**kept, "command": bytecodes.COMMAND}) == []
 
 
+def test_the_versions_of_the_constraint_file_are_counted():
+    """The recount below is skipped elsewhere, and is not to be where CI runs it."""
+    pins = (suite.root() / "constraints" / "python3.12.txt").read_text().splitlines()
+    versions = dict(pin.split("==") for pin in pins if "==" in pin)
+    environment = {"python": "3.12", "flax": versions["flax"], "jax": versions["jax"]}
+    kept = bytecodes.load(KEPT)["recorded"]
+    assert environment in [entry["environment"] for entry in kept]
+
+
 # One problem of each kind of benchmark; `linen2nnx bench --bytecodes` counts all.
 COUNTED_AGAIN = [
     "surgery/warm_start",

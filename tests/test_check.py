@@ -173,9 +173,9 @@ def test_other_files_are_no_results(content, tmp_path):
         report.load(file)
 
 
-def render(results, **terminal):
+def render(results, width=100, **terminal):
     file = io.StringIO()
-    Console(**{"width": 100, **terminal}, file=file).print(report.render(results))
+    Console(width=width, file=file, **terminal).print(report.render(results))
     return file.getvalue()
 
 

@@ -179,6 +179,22 @@ def test_an_edit_that_touches_more_than_it_says():
     assert "params/layers_1/kernel: changed, though" in message
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_edit_of_the_same_values_that_stops_the_gradient(jit):
+    def halve(variables):
+        params = variables["params"]
+        layer = {**params["layers_1"], "kernel": params["layers_1"]["kernel"] / 2}
+        return freeze({**variables, "params": {**params, "layers_1": layer}})
+
+    def halve_and_stop(model):
+        kernel = jax.lax.stop_gradient(model.layers[1].kernel[...])
+        model.layers[1].kernel = nnx.Param(kernel / 2)
+
+    edit = Edit(halve, halve_and_stop, ["params/layers_1/kernel"])
+    message = fails("gradients: 1 of 10", *pair(), X, edit=edit, jit=jit)
+    assert "before the edit/params/layers_1/kernel" in message
+
+
 def test_a_raw_array_instead_of_a_param():
     def raw(model):
         model.layers[1].kernel = jnp.zeros((4, 4))
