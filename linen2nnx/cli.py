@@ -22,12 +22,13 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from linen2nnx import bench as benchmarks
-from linen2nnx import bytecodes as counts
-from linen2nnx import suite
-from linen2nnx.check import CheckError
-from linen2nnx.check import check as run_check
-from linen2nnx.report import render, write_whole
+from linen2nnx.files import write_whole
+from linen2nnx.suite import bench as benchmarks
+from linen2nnx.suite import bytecodes as counts
+from linen2nnx.suite import catalog
+from linen2nnx.suite.check import CheckError
+from linen2nnx.suite.check import check as run_check
+from linen2nnx.suite.results import render
 
 SIDE_WIDTH = 68
 
@@ -178,9 +179,10 @@ def _check_releases(
     junit: Path | None,
 ) -> NoReturn:
     """Check, print, write and exit."""
-    from linen2nnx import upgrade_report
-    from linen2nnx.environments import UpgradeError, cache_folder
-    from linen2nnx.upgrade import upgrade
+    from linen2nnx.files import cache_folder
+    from linen2nnx.releases import report as upgrade_report
+    from linen2nnx.releases.environments import UpgradeError
+    from linen2nnx.releases.upgrade import upgrade
 
     console, errors = Console(), Console(stderr=True)
     if not console.is_terminal:
@@ -258,13 +260,13 @@ def bench(
     if save and problem:
         _fail("--save keeps a run of all problems; name none, or use --json")
     try:
-        problems = [suite.find(name) for name in problem or []] or suite.problems()
+        problems = [catalog.find(name) for name in problem or []] or catalog.problems()
         if save:
             benchmarks.results_folder()
         rejected = (
             _count(problems, json, save) if bytecodes else _time(problems, json, save)
         )
-    except (benchmarks.BenchError, suite.UnknownProblemError) as error:
+    except (benchmarks.BenchError, catalog.UnknownProblemError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename} was not written: {error.strerror}")
@@ -273,7 +275,9 @@ def bench(
     raise typer.Exit(1 if rejected else 0)
 
 
-def _time(problems: list[suite.Problem], json: Path | None, save: bool) -> list[str]:
+def _time(
+    problems: list[catalog.ProblemFiles], json: Path | None, save: bool
+) -> list[str]:
     """Time, print and keep; what was not published."""
     columns = (
         BarColumn(),
@@ -300,7 +304,9 @@ def _time(problems: list[suite.Problem], json: Path | None, save: bool) -> list[
     return rejected
 
 
-def _count(problems: list[suite.Problem], json: Path | None, save: bool) -> list[str]:
+def _count(
+    problems: list[catalog.ProblemFiles], json: Path | None, save: bool
+) -> list[str]:
     """Count bytecodes, print and keep; nothing is ever rejected."""
     entry = counts.measure(problems)
     Console().print(counts.render(entry))
@@ -379,7 +385,7 @@ def compare(
     Exit status: 0 when both compute the same, 1 when they differ, 2 when it could not
     be told.
     """
-    from linen2nnx import compare as models
+    from linen2nnx import named as models
     from linen2nnx import parity
 
     names = [name.replace("-", " ") for name in checks.split(",")] if checks else None
@@ -416,7 +422,7 @@ def compare(
 def list_problems() -> None:
     """List the problems by chapter."""
     console = Console(highlight=False, soft_wrap=True)
-    problems = suite.problems()
+    problems = catalog.problems()
     width = max(len(problem.name) for problem in problems)
     chapter = None
     for problem in problems:
@@ -440,8 +446,8 @@ def show(
     if nnx and linen:
         _fail("--nnx and --linen print one side alone; give one of them, or neither")
     try:
-        found = suite.find(problem)
-    except suite.UnknownProblemError as error:
+        found = catalog.find(problem)
+    except catalog.UnknownProblemError as error:
         _fail(str(error))
     if nnx or linen:
         sys.stdout.write(found.idiom("nnx" if nnx else "linen"))
@@ -452,7 +458,7 @@ def show(
     _print_side_by_side(console, found)
 
 
-def _print_side_by_side(console: Console, problem: suite.Problem) -> None:
+def _print_side_by_side(console: Console, problem: catalog.ProblemFiles) -> None:
     """Section by section, so that the two sides stay level; stacked if too narrow."""
     console.print(Text(f"{problem.name}: {problem.description}", style="bold"))
     sides = {"Linen": problem.sections("linen"), "nnx": problem.sections("nnx")}

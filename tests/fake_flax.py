@@ -8,7 +8,7 @@ import site
 import zipfile
 from pathlib import Path
 
-from linen2nnx import environments
+from linen2nnx.releases import environments
 
 NNX = """
 import os

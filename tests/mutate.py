@@ -115,7 +115,7 @@ def survives(copy: Path, tests: list[list[str]]) -> bool:
         import pytest
 
         options = ["-x", "-q", "-o", "addopts=", "--import-mode=importlib"]
-        options += ["-p", "linen2nnx.pytest_plugin", "-p", "no:cacheprovider"]
+        options += ["-p", "linen2nnx.suite.plugin", "-p", "no:cacheprovider"]
         options += ["-p", "no:randomly", "--nnx-mode", "graph"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         os._exit(0 if all(pytest.main([*options, *of]) == 0 for of in tests) else 1)
@@ -153,7 +153,7 @@ def run(path: Path) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> None:
-    from linen2nnx.check import compilation_cache
+    from linen2nnx.suite.check import compilation_cache
 
     for name in [name for name in sys.modules if name.startswith("linen2nnx")]:
         del sys.modules[name]  # it is imported again, mutated

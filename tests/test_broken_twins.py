@@ -11,9 +11,9 @@ import types
 
 import pytest
 
-from linen2nnx import suite
 from linen2nnx.mapping import MappingError
 from linen2nnx.parity import ParityError
+from linen2nnx.suite import catalog
 
 MISTAKES = """
 surgery/replace_kernel nnx test_set_kernel
@@ -383,7 +383,7 @@ def with_broken_twin(name, side, right, wrong, monkeypatch):
     """The tests of a problem, with one twin in which `right` reads `wrong`."""
     chapter, _, file = name.partition("/")
     tests = importlib.import_module(f"parity_tests.{chapter}.test_{file}")
-    source = suite.find(name).path(side).read_text()
+    source = catalog.find(name).path(side).read_text()
     assert right in source
     twin = types.ModuleType("broken")
     monkeypatch.setitem(sys.modules, "broken", twin)

@@ -4,7 +4,8 @@ import threading
 import pytest
 from typer.testing import CliRunner
 
-from linen2nnx import bench, bytecodes, cli, suite
+from linen2nnx import cli
+from linen2nnx.suite import bench, bytecodes, catalog
 
 counting = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12"
@@ -112,7 +113,7 @@ def test_command_where_nothing_can_be_counted():
     assert "takes Python 3.12" in result.stderr
 
 
-KEPT = suite.root() / "docs" / "results" / "bytecodes.json"
+KEPT = catalog.root() / "docs" / "results" / "bytecodes.json"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_kept_counts_are_of_this_code(kept):
 
 def test_the_versions_of_the_constraint_file_are_counted():
     """The recount below is skipped elsewhere, and is not to be where CI runs it."""
-    pins = (suite.root() / "constraints" / "python3.12.txt").read_text().splitlines()
+    pins = (catalog.root() / "constraints" / "python3.12.txt").read_text().splitlines()
     versions = dict(pin.split("==") for pin in pins if "==" in pin)
     environment = {"python": "3.12", "flax": versions["flax"], "jax": versions["jax"]}
     kept = bytecodes.load(KEPT)["recorded"]
@@ -149,6 +150,6 @@ def test_idioms_execute_as_many_bytecodes_as_recorded():
         versions = bytecodes.environment()
         pytest.skip(f"no counts of {versions} yet; `{bytecodes.COMMAND}` records them")
     before = [row for row in kept["counts"] if row["problem"] in COUNTED_AGAIN]
-    again = bytecodes.measure([suite.find(name) for name in COUNTED_AGAIN])
+    again = bytecodes.measure([catalog.find(name) for name in COUNTED_AGAIN])
     changes = bytecodes.changes({"counts": before}, again)
     assert not changes, "\n".join([*changes, f"`{bytecodes.COMMAND}` records them"])

@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from linen2nnx import check, cli, report, suite
-from linen2nnx.report import Outcome, Results
+from linen2nnx import cli
+from linen2nnx.suite import catalog, check
+from linen2nnx.suite import results as report
+from linen2nnx.suite.results import Outcome, Results
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,7 +91,7 @@ def results(tmp_path_factory):
     make_suite(root, TESTS)
     seen = []
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(suite, "root", lambda: root)
+        monkeypatch.setattr(catalog, "root", lambda: root)
         found = check.check(lambda done, total: seen.append((done, total)))
     assert all(done <= total for done, total in seen)
     return found
@@ -128,7 +130,7 @@ def test_failures_say_which_path_and_how_far(results):
     assert len(messages["graph"]) == 1
     assert len(messages["tree"]) == 2
     message = next(m for m in messages["tree"] if "kernel" in m)
-    assert message.startswith("linen2nnx.parity.ParityError: outputs: 1 of 1")
+    assert message.startswith("linen2nnx.parity.equal.ParityError: outputs: 1 of 1")
     assert "kernel (2,) float64: 2 of 2 values differ by up to 1 at [0]" in message
     assert math.isnan(modes["graph"].largest_difference)
     failed_import = results.problems["surgery/import_error"]["graph"].failures
@@ -249,7 +251,7 @@ def test_results_that_cannot_be_written(monkeypatch, tmp_path):
 
 
 def run_broken_suite(monkeypatch, root):
-    monkeypatch.setattr(suite, "root", lambda: root)
+    monkeypatch.setattr(catalog, "root", lambda: root)
     return CliRunner().invoke(cli.app, ["check"])
 
 

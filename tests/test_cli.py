@@ -5,7 +5,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from linen2nnx import cli, suite
+from linen2nnx import cli
+from linen2nnx.suite import catalog
 
 
 def run(*arguments, **keywords):
@@ -22,8 +23,8 @@ def test_list():
     result = run("list")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert lines[0] == suite.problems()[0].chapter
-    for problem in suite.problems():
+    assert lines[0] == catalog.problems()[0].chapter
+    for problem in catalog.problems():
         (line,) = (line for line in lines if problem.name in line)
         assert line.endswith(problem.description)
 
@@ -32,7 +33,7 @@ def test_list():
 def test_show_one_side_is_runnable_code(side, tmp_path):
     result = run("show", "surgery/warm_start", f"--{side}", cwd=tmp_path)
     assert result.returncode == 0
-    assert result.stdout == suite.find("warm_start").idiom(side)
+    assert result.stdout == catalog.find("warm_start").idiom(side)
     exec(compile(result.stdout, "shown", "exec"), {})
 
 
@@ -45,7 +46,7 @@ def test_show_side_by_side_in_a_pipe():
     )
     assert "\x1b" not in result.stdout
     for side in ("linen", "nnx"):
-        for line in suite.find("zero_by_path").idiom(side).splitlines():
+        for line in catalog.find("zero_by_path").idiom(side).splitlines():
             assert line in result.stdout
 
 
@@ -55,7 +56,7 @@ def test_show_in_a_terminal(width, level, monkeypatch, capsys):
     from rich.console import Console
 
     console = Console(width=width, force_terminal=True)
-    cli._print_side_by_side(console, suite.find("replace_kernel"))
+    cli._print_side_by_side(console, catalog.find("replace_kernel"))
     out = capsys.readouterr().out
     assert "\x1b[" in out
     headings = [line for line in out.splitlines() if "Linen: edit" in line]

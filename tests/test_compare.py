@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from linen2nnx import cli, compare, mapping
+from linen2nnx import cli, mapping
+from linen2nnx import named as compare
 
 LINEN = """
 import flax.linen as nn

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from linen2nnx import parity
-from linen2nnx.differences import Tolerance
-from linen2nnx.divergence import Call, first_divergence, record_linen, record_nnx
+from linen2nnx.parity.differences import Tolerance
+from linen2nnx.parity.divergence import Call, first_divergence, record_linen, record_nnx
 from tests.model_pairs import floats
 
 X = floats(2, 4)

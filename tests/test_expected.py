@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from linen2nnx import expected, suite, upgrade
+from linen2nnx.releases import upgrade
+from linen2nnx.suite import catalog, expected
 
 ROOT = Path(__file__).parents[1]
-TABLE = expected.table(suite.root())
+TABLE = expected.table(catalog.root())
 
 
 def matrix():
@@ -25,7 +26,7 @@ def matrix():
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda e: f"{e.problem} {e.flax}")
 def test_an_entry_is_well_formed(entry):
-    assert entry.problem in [problem.name for problem in suite.problems()]
+    assert entry.problem in [problem.name for problem in catalog.problems()]
     assert set(entry.modes) <= {"graph", "tree"}
     assert SpecifierSet(entry.flax)
     assert entry.verdict in upgrade.VERDICTS

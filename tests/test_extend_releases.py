@@ -9,8 +9,10 @@ import pytest
 from packaging.version import Version
 from rich.console import Console
 
-from linen2nnx import extend_releases, releases, trial
-from linen2nnx.environments import UpgradeError
+from linen2nnx.releases import extend as extend_releases
+from linen2nnx.releases import table as releases
+from linen2nnx.releases import trial
+from linen2nnx.releases.environments import UpgradeError
 
 JAX = ["0.8.0", "0.8.1", "0.8.2", "0.9.0", "0.9.1", "0.10.0", "0.10.1", "0.11.0"]
 

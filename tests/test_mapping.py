@@ -9,6 +9,7 @@ from flax import nnx
 from flax.core import FrozenDict, freeze
 
 from linen2nnx import mapping
+from linen2nnx.leaves import flatten
 from linen2nnx.mapping import MappingError, Row
 
 
@@ -538,5 +539,5 @@ def test_flatten_keeps_every_field():
         logits: int
         loss: int
 
-    assert mapping.flatten(Output(1, 2)) == {"logits": 1, "loss": 2}
-    assert mapping.flatten(nn.Partitioned(3, ("in",))) == {"": 3}
+    assert flatten(Output(1, 2)) == {"logits": 1, "loss": 2}
+    assert flatten(nn.Partitioned(3, ("in",))) == {"": 3}

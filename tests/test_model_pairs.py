@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 from linen2nnx import mapping, parity
-from linen2nnx.divergence import linen_path, record_linen, record_nnx
+from linen2nnx.parity.divergence import linen_path, record_linen, record_nnx
 from tests.model_pairs import PAIRS
 
 

@@ -14,8 +14,10 @@ import pytest
 from flax import nnx
 from typer.testing import CliRunner
 
-from linen2nnx import bench, cli, overhead, suite
-from linen2nnx.overhead import Arm, Comparison
+from linen2nnx import cli
+from linen2nnx.cost import paired as overhead
+from linen2nnx.cost.paired import Arm, Comparison
+from linen2nnx.suite import bench, catalog
 
 CLOCK = "cpu time"
 ENVIRONMENT = {
@@ -280,13 +282,13 @@ def clone(tmp_path, monkeypatch):
     for file in ("linen_impl/c/p.py", "nnx_impl/c/p.py", "parity_tests/c/bench_p.py"):
         (root / file).write_text('"""A problem."""\n')
     (root / "parity_tests/overhead_arms.py").write_text("")
-    shutil.copy(suite.root() / "pyproject.toml", root)
-    monkeypatch.setattr(suite, "root", lambda: root)
+    shutil.copy(catalog.root() / "pyproject.toml", root)
+    monkeypatch.setattr(catalog, "root", lambda: root)
     return root
 
 
 def test_a_result_older_than_its_sources_is_found(clone):
-    sources = bench.sha256_of_sources([suite.Problem("c/p")])
+    sources = bench.sha256_of_sources([catalog.ProblemFiles("c/p")])
     assert "linen2nnx/overhead.py" in sources
     result = content(sources=sources)
     assert bench.stale(result) == []
@@ -302,7 +304,7 @@ def test_a_result_older_than_its_sources_is_found(clone):
 
 TINY_BENCHMARK = """
 import pytest
-from linen2nnx import overhead
+from linen2nnx.cost import paired as overhead
 
 overhead.use_one_thread()
 
@@ -318,7 +320,7 @@ def test_overhead(benchmark):
 """
 NOISY_BENCHMARK = """
 import pytest
-from linen2nnx import overhead
+from linen2nnx.cost import paired as overhead
 
 @pytest.mark.benchmark(timer=overhead.recorded_time)
 def test_noisy(benchmark):
@@ -330,12 +332,12 @@ def test_noisy(benchmark):
 
 def test_bench_of_a_tiny_problem(clone, tmp_path, monkeypatch):
     """The whole way: pytest, the samples in pytest-benchmark's file, the result."""
-    problem, seen = suite.Problem("c/p"), []
+    problem, seen = catalog.ProblemFiles("c/p"), []
     (clone / "parity_tests/c/bench_p.py").write_text(TINY_BENCHMARK + NOISY_BENCHMARK)
     rejected = bench._run(
         [bench.bench_path(problem)], tmp_path, lambda *done: seen.append(done)
     )
-    error = "linen2nnx.overhead.ControlError: the control was 1.08"
+    error = "linen2nnx.cost.paired.ControlError: the control was 1.08"
     assert rejected == {"c/p, test_noisy": error}
     assert seen == [(1, 2, "c/p, test_overhead"), (2, 2, "c/p, test_noisy")]
     kept = tmp_path / "benchmark.json"
@@ -419,14 +421,14 @@ def test_processes_are_merged():
 def test_benchmarks_that_fail_are_an_error(clone, code, message):
     (clone / "parity_tests/c/bench_p.py").write_text(code)
     with pytest.raises(bench.BenchError) as error:
-        bench.bench([suite.Problem("c/p")])
+        bench.bench([catalog.ProblemFiles("c/p")])
     assert message in str(error.value)
 
 
 def test_a_run_of_which_nothing_is_published_is_an_error(clone, monkeypatch):
     monkeypatch.setattr(bench, "_run", lambda *_: {"c/p": "the control was 1.08"})
     with pytest.raises(bench.BenchError, match="nothing was published: c/p: the cont"):
-        bench.bench([suite.Problem("c/p")])
+        bench.bench([catalog.ProblemFiles("c/p")])
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ def test_command_says_what_is_wrong(arguments, message):
 
 def test_command_prints_and_writes(clone, monkeypatch, tmp_path):
     result = content(row("held pure dict", 0.99))
-    monkeypatch.setattr(suite, "problems", lambda: [suite.Problem("c/p")])
+    monkeypatch.setattr(catalog, "problems", lambda: [catalog.ProblemFiles("c/p")])
     monkeypatch.setattr(bench, "bench", lambda *_: (result, []))
     file = tmp_path / "x.json"
     ran = CliRunner().invoke(cli.app, ["bench", "--save", "--json", str(file)])
@@ -457,13 +459,13 @@ def test_command_prints_and_writes(clone, monkeypatch, tmp_path):
     assert CliRunner().invoke(cli.app, ["bench"]).exit_code == 1
 
 
-PROBLEMS = [problem.name for problem in suite.problems()]
+PROBLEMS = [problem.name for problem in catalog.problems()]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_an_idiom_that_is_not_compiled_has_the_program_of_one_that_is(problem):
     """So that their compilation, and what runs on the device, are not timed apart."""
-    arms = importlib.import_module("parity_tests.overhead_arms")
+    arms = importlib.import_module("linen2nnx.cost.arms")
     module = "parity_tests." + problem.replace("/", ".bench_")
     benchmark = importlib.import_module(module).BENCHMARK
     pair = benchmark.make_pair(benchmark.layers[0])
@@ -521,7 +523,7 @@ def test_every_problem_has_a_benchmark_with_every_measured_thing(problem):
         assert keys[-1] == ("jax.numpy", None)
 
 
-KEPT = sorted(Path(suite.root(), "docs", "results").glob("overhead-*.json"))
+KEPT = sorted(Path(catalog.root(), "docs", "results").glob("overhead-*.json"))
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)

@@ -12,7 +12,9 @@ from flax import nnx
 from flax.core import freeze
 
 from linen2nnx import parity
+from linen2nnx.leaves import flatten
 from linen2nnx.parity import Edit, ParityError, Tolerance
+from linen2nnx.parity.report import Row
 
 
 class LinenMLP(nn.Module):
@@ -436,7 +438,7 @@ def test_assert_equal_compares_keys():
 
 
 def test_a_largest_difference_of_nan_is_not_hidden():
-    rows = [parity.Row("outputs", "a", (), "float32", d) for d in (0.0, np.nan, 1.0)]
+    rows = [Row("outputs", "a", (), "float32", d) for d in (0.0, np.nan, 1.0)]
     assert np.isnan(parity.Report(rows).largest_difference)
     assert parity.Report([]).largest_difference == 0.0
 
@@ -444,10 +446,10 @@ def test_a_largest_difference_of_nan_is_not_hidden():
 def test_random_pair_is_random_in_every_leaf():
     _, variables, model = pair(seed=1)
     _, others, _ = pair(seed=2)
-    for path, leaf in parity.mapping.flatten(variables).items():
+    for path, leaf in flatten(variables).items():
         values = np.asarray(leaf).ravel()
         assert len(set(values.tolist())) == values.size, path
-        assert not np.array_equal(leaf, parity.mapping.flatten(others)[path])
+        assert not np.array_equal(leaf, flatten(others)[path])
     assert np.all(np.asarray(variables["batch_stats"]["norm"]["var"]) >= 0.5)
     assert np.any(np.asarray(variables["params"]["layers_0"]["kernel"]) < 0)
     np.testing.assert_array_equal(

@@ -12,7 +12,7 @@ from flax import nnx
 
 from linen2nnx import mapping, parity
 from linen2nnx.parity import ParityError, Tolerance
-from linen2nnx.randomness import same_keys
+from linen2nnx.parity.randomness import same_keys
 from tests.model_pairs import MLP, PAIRS, floats
 
 X = floats(2, 4)

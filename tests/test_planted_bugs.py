@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from linen2nnx import divergence, parity
+from linen2nnx import parity
+from linen2nnx.parity import comparison, divergence
 from tests.model_pairs import PAIRS
 
 
@@ -655,7 +656,7 @@ def test_the_table():
 @pytest.fixture
 def linen_once(bug, monkeypatch):
     """What the Linen side of a pair computes and calls is the same for all its bugs."""
-    program, record = parity._Comparison._linen_program, divergence.record_linen
+    program, record = comparison.Comparison._linen_program, divergence.record_linen
 
     def cached_program(comparison):
         key = bug.pair, len(comparison.checks)
@@ -669,7 +670,7 @@ def linen_once(bug, monkeypatch):
             COMPUTED[bug.pair] = record(run)
         return COMPUTED[bug.pair]
 
-    monkeypatch.setattr(parity._Comparison, "_linen_program", cached_program)
+    monkeypatch.setattr(comparison.Comparison, "_linen_program", cached_program)
     monkeypatch.setattr(divergence, "record_linen", cached_record)
 
 

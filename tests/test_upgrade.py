@@ -16,7 +16,10 @@ import pytest
 from packaging.version import Version
 from typer.testing import CliRunner
 
-from linen2nnx import cli, environments, expected, suite, upgrade, upgrade_report
+from linen2nnx import cli
+from linen2nnx.releases import environments, upgrade
+from linen2nnx.releases import report as upgrade_report
+from linen2nnx.suite import catalog, expected
 from tests.fake_flax import (
     JAX,
     NNX,
@@ -75,7 +78,7 @@ def packages(tmp_path_factory, worker_id):
             make_suite(root, TESTS)
     with pytest.MonkeyPatch.context() as monkeypatch:
         offline(monkeypatch, folder, cache)
-        monkeypatch.setattr(suite, "root", lambda: root)
+        monkeypatch.setattr(catalog, "root", lambda: root)
         yield folder
 
 
@@ -411,7 +414,9 @@ INTERRUPTED = """
 import signal
 import sys
 from pathlib import Path
-from linen2nnx import cli, environments, suite
+from linen2nnx import cli
+from linen2nnx.releases import environments
+from linen2nnx.suite import catalog
 root = Path(sys.argv.pop(1))
 suite.root = lambda: root
 environments.NEEDED = ()
@@ -425,7 +430,7 @@ def test_an_interruption_ends_the_children_and_the_next_check_goes_on(
     packages, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("LINEN2NNX_CACHE", str(tmp_path / "cache"))
-    command = [sys.executable, "-c", INTERRUPTED, str(suite.root())]
+    command = [sys.executable, "-c", INTERRUPTED, str(catalog.root())]
     command += ["check", "0.12.101", "0.12.105"]  # the second one hangs
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     results = tmp_path / "cache" / "results"

@@ -6,14 +6,14 @@ import optax
 from flax import nnx
 
 from linen2nnx import parity
-from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
+from linen2nnx.cost.arms import (  # noqa: F401, pytest finds the test in here
     WIDTH,
     pytest_generate_tests,
     strict,
     test_overhead,
     twins,
 )
-from parity_tests.overhead_step import (
+from linen2nnx.cost.step import (
     Step,
     plain_batch_norm,
     plain_dense,

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
+from linen2nnx.cost.arms import (  # noqa: F401, pytest finds the test in here
     WIDTH,
     pytest_generate_tests,
     random_variables,
@@ -11,7 +11,7 @@ from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in
     test_overhead,
     twins,
 )
-from parity_tests.overhead_forward import SPLIT_MAP_MERGE, Edited, edit_benchmark
+from linen2nnx.cost.forward import SPLIT_MAP_MERGE, Edited, edit_benchmark
 
 PROBLEM = "state/zero_by_path"
 

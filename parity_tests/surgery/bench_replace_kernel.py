@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
+from linen2nnx.cost.arms import (  # noqa: F401, pytest finds the test in here
     WIDTH,
     pytest_generate_tests,
     random_variables,
@@ -12,7 +12,7 @@ from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in
     test_overhead,
     twins,
 )
-from parity_tests.overhead_forward import (
+from linen2nnx.cost.forward import (
     ASSIGNMENT,
     SPLIT_MAP_MERGE,
     Edited,

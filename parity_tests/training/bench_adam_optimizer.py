@@ -6,14 +6,14 @@ import optax
 from flax import nnx
 
 from linen2nnx import parity
-from parity_tests.overhead_arms import (  # noqa: F401, pytest finds the test in here
+from linen2nnx.cost.arms import (  # noqa: F401, pytest finds the test in here
     WIDTH,
     pytest_generate_tests,
     strict,
     test_overhead,
     twins,
 )
-from parity_tests.overhead_step import Step, plain_dense, random_batch, step_benchmark
+from linen2nnx.cost.step import Step, plain_dense, random_batch, step_benchmark
 
 PROBLEM = "training/adam_optimizer"
 # As in the problem, but for a norm that nothing reaches: past ten layers, what is

@@ -7,7 +7,8 @@ from flax import nnx
 from flax.core import FrozenDict, freeze
 from flax.errors import TraceContextError
 
-from linen2nnx import mapping, parity, randomness
+from linen2nnx import mapping, parity
+from linen2nnx.parity import randomness
 from linen_impl.training import jit_train_step as linen
 from nnx_impl.training import jit_train_step as nnx_side
 from parity_tests import train_steps

@@ -38,7 +38,7 @@ def copy_sources(folder):
 def run_build(folder, *arguments):
     """Build the copy in `folder` with the `linen2nnx` that is in it."""
     return subprocess.run(
-        [sys.executable, "-m", "linen2nnx.site", "build", *arguments],
+        [sys.executable, "-m", "pages.build", "build", *arguments],
         cwd=folder,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,

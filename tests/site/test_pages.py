@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from linen2nnx import suite
+from linen2nnx.suite import catalog
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(path.relative_to(DOCS).with_suffix("") for path in DOCS.rglob("*.md"))
-PROBLEMS = suite.problems()
+PROBLEMS = catalog.problems()
 WINDOWS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
 
 every_page = pytest.mark.parametrize("page", [p.as_posix() for p in PAGES])
@@ -111,7 +111,7 @@ def test_selected_code_is_clean(readers, address):
         "() => { getSelection().selectAllChildren(document.querySelectorAll("
         "'.cmp code')[1]); return getSelection().toString(); }"
     )
-    assert code.strip() == suite.find("replace_kernel").sections("linen")["edit"]
+    assert code.strip() == catalog.find("replace_kernel").sections("linen")["edit"]
 
 
 @every_problem

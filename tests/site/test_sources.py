@@ -11,13 +11,14 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from linen2nnx import bench, parity, suite
-from linen2nnx import site as pages_of
-from linen2nnx.report import Outcome, Results
+from linen2nnx import parity
+from linen2nnx.suite import bench, catalog
+from linen2nnx.suite.results import Outcome, Results
+from pages import build as pages_of
 
 from .conftest import ROOT, copy_sources, run_build
 
-PROBLEMS = suite.problems()
+PROBLEMS = catalog.problems()
 NOT_EXACT = {"training/adam_optimizer": "within 6e-08"}  # the page says why
 COMMAND = re.compile(r"(?:`|^)linen2nnx (\w+)((?: (?!-)\S+)?(?: --?\w+)*)", re.M)
 REFERENCES = {
@@ -113,7 +114,7 @@ def test_every_api_is_linked_to_its_reference(problem, parsed):
 
 
 def test_apis_are_the_dotted_names_of_what_is_imported():
-    problem = suite.find("pure_update")
+    problem = catalog.find("pure_update")
     assert set(pages_of.apis(problem, "nnx")) == {
         "jax.random.key",
         "jax.random.normal",
@@ -207,7 +208,7 @@ def measured(**changes):
     ]
     name = "surgery/warm_start"
     content = {
-        "sources": bench.sha256_of_sources([suite.find(name)]),
+        "sources": bench.sha256_of_sources([catalog.find(name)]),
         "command": "linen2nnx bench --save",
         "date": "2026-01-01T00:00:00+00:00",
         "environment": dict.fromkeys(("flax", "jax", "jaxlib", "python"), "1")
@@ -365,7 +366,7 @@ def test_build_fails_when(what, tmp_path):
     run = run_build(tmp_path)
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("linen2nnx.site: ")
+    assert last.startswith("pages.build: ")
     assert message in last
 
 

@@ -1,0 +1,1 @@
+"""What an nnx idiom costs beside Linen, measured in pairs."""

@@ -1,0 +1,1 @@
+"""Flax releases: their environments, the upgrade check and its report."""

@@ -1,0 +1,1 @@
+"""The suite of problems: declaring, testing, checking and timing them."""

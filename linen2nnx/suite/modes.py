@@ -1,0 +1,3 @@
+"""The two modes of nnx that every parity test runs in."""
+
+MODES = ("graph", "tree")

@@ -1,0 +1,1 @@
+"""The pages, drawn from the sources and the kept results. Serves a clone only."""
