@@ -13,7 +13,8 @@ from typing import Literal
 
 Side = Literal["linen", "nnx"]
 
-CHAPTERS = (
+CHAPTERS = (  # in the order of the site
+    "layers",
     "definition",
     "surgery",
     "state",
@@ -21,19 +22,18 @@ CHAPTERS = (
     "modes",
     "training",
     "finetuning",
-    "sharing",
     "intermediates",
     "transforms",
-    "attention",
     "checkpoints",
     "sharding",
     "precision",
-    "inspection",
     "bridge",
 )
 
-_MARKER = re.compile(r"^\s*# --8<-- \[(start|end):(\w+)\]\s*$")
-_REMARK = re.compile(r"\s*# \(\d+\)!\s*$")
+FOLDERS = ("linen_impl", "nnx_impl", "parity_tests")
+
+_MARKER = re.compile(r"^# region: (\w+)(?: - (.+))?$")
+_END = "end"
 
 
 class UnknownProblemError(LookupError):
@@ -51,8 +51,24 @@ def root() -> Path:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A named part of an idiom.
+
+    Attributes:
+        name: the same in both twins; one that begins with `nnx_` is in nnx alone.
+        heading: over it on the page; empty where it needs none.
+        code: its lines, with the comments `# nnx: ...` and `# Linen: ...`, which the
+            page shows as remarks.
+    """
+
+    name: str
+    heading: str
+    code: str
+
+
+@dataclass(frozen=True)
 class ProblemFiles:
-    """One migration problem.
+    """One migration problem, as files.
 
     Attributes:
         name: chapter and file name, such as `surgery/replace_kernel`.
@@ -80,28 +96,66 @@ class ProblemFiles:
         file = f"test_{Path(self.name).name}.py"
         return root() / "parity_tests" / self.chapter / file
 
-    def sections(self, side: Side) -> dict[str, str]:
-        """The named sections of the idiom, in order, without markers and remarks.
+    def paths(self) -> list[Path]:
+        """Its files of code: the twins and the parity tests."""
+        return [self.path("linen"), self.path("nnx"), self.test_path()]
+
+    def imports(self, side: Side) -> str:
+        """What the idiom imports, as the head of the file does; nothing of ours."""
+        lines = self.path(side).read_text().splitlines()
+        nodes = [
+            node
+            for node in ast.parse("\n".join(lines)).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        kept: list[str] = []
+        previous = None
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module == "linen2nnx":
+                continue
+            if previous and node.lineno > previous + 1:
+                kept.append("")
+            previous = node.end_lineno
+            kept += lines[node.lineno - 1 : previous]
+        return "\n".join(kept)
+
+    def regions(self, side: Side) -> list[Region]:
+        """The regions of the idiom, in order.
+
+        A line `# region: cast - Cast every leaf` begins one, and ends the one before
+        it; `# region: end` ends the last.
 
         Raises:
-            ValueError: if a section of the file is not closed.
+            ValueError: if the last region has no end, or two have one name.
         """
-        found: dict[str, list[str]] = {}
-        current = None
+        found: list[Region] = []
+        lines: list[str] | None = None
         for line in self.path(side).read_text().splitlines():
-            if marker := _MARKER.match(line):
-                current = marker[2] if marker[1] == "start" else None
-                if current:
-                    found[current] = []
-            elif current:
-                found[current].append(_REMARK.sub("", line))
-        if current:
-            raise ValueError(f"{self.path(side)}: section {current} has no end")
-        return {name: "\n".join(lines).strip() for name, lines in found.items()}
+            marker = _MARKER.match(line)
+            if marker is None:
+                if lines is not None:
+                    lines.append(line)
+                continue
+            if lines is not None:
+                name, heading = begun
+                found.append(Region(name, heading, "\n".join(lines).strip()))
+            begun = marker[1], marker[2] or ""
+            lines = None if marker[1] == _END else []
+        if lines is not None:
+            raise ValueError(
+                f"{self.path(side)}: region {begun[0]} has no end, '# region: end'"
+            )
+        names = [region.name for region in found]
+        if double := {name for name in names if names.count(name) > 1}:
+            raise ValueError(
+                f"{self.path(side)} has two regions {', '.join(sorted(double))}"
+            )
+        return found
 
     def idiom(self, side: Side) -> str:
-        """What a porter copies: the imports and every section, as runnable code."""
-        return "\n\n\n".join(self.sections(side).values()) + "\n"
+        """What a porter copies: the imports and every region, as runnable code."""
+        parts = [self.imports(side), *(region.code for region in self.regions(side))]
+        return "\n\n\n".join(parts) + "\n"
 
 
 def problems() -> list[ProblemFiles]:
