@@ -53,8 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that uses `nnx_mode` in both modes, or the one asked for."""
-    if "nnx_mode" in metafunc.fixturenames:
+    """Run a test that uses `nnx_mode` in both modes, or the one asked for.
+
+    A test of the suite itself, and one that times, runs once: it has no mode.
+    """
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    if "nnx_mode" in metafunc.fixturenames and not marks & {"meta", "cost"}:
         mode = metafunc.config.getoption("--nnx-mode")
         modes = [mode] if mode else MODES
         metafunc.parametrize("nnx_mode", modes, indirect=True)
@@ -62,14 +66,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def nnx_mode(request: pytest.FixtureRequest) -> Iterator[str]:
-    """`graph` or `tree`; the test runs with nnx set to it."""
+    """`graph` or `tree`; the test runs with nnx set to it, to `graph` if it has none."""
     from flax import nnx
 
+    mode = getattr(request, "param", "graph")
     if hasattr(nnx, "set_graph_mode"):
-        with nnx.set_graph_mode(request.param == "graph"):
-            yield request.param
+        with nnx.set_graph_mode(mode == "graph"):
+            yield mode
     else:  # before flax 0.12.6 graph mode is the only one
-        yield request.param
+        yield mode
 
 
 @pytest.hookimpl(wrapper=True)
