@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def nnx_mode(request: pytest.FixtureRequest) -> Iterator[str]:
-    """`graph` or `tree`; the test runs with nnx set to it, to `graph` if it has none."""
+    """`graph` or `tree`: nnx is set to it; to `graph` for a test without a mode."""
     from flax import nnx
 
     mode = getattr(request, "param", "graph")

@@ -140,7 +140,7 @@ class Measurement(msgspec.Struct):
 
 
 class Count(msgspec.Struct):
-    """How many Python bytecodes a call executes; None where the idiom raised `error`."""
+    """How many Python bytecodes a call executes; None if the idiom raised `error`."""
 
     what: str
     idiom: str

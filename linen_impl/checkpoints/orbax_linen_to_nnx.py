@@ -7,8 +7,6 @@ and `Dense_1` is `output`.
 """
 
 import tempfile
-
-# --8<-- [start:imports]
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,12 +15,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class MLP(nn.Module):
     features: int
 
@@ -30,15 +26,14 @@ class MLP(nn.Module):
     def __call__(
         self, x: Float[Array, "*b din"], train: bool = False
     ) -> Float[Array, "*b n"]:
-        x = nn.Dense(self.features)(x)  # (1)!
+        # Linen: Without a name, this layer is `Dense_0` in the
+        # checkpoint.
+        x = nn.Dense(self.features)(x)
         x = nn.BatchNorm(use_running_average=not train)(x)
         return nn.Dense(self.features)(nn.relu(x))
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:layout]
+# region: layout
 def linen_layout(din: int, features: int) -> dict:
     model = MLP(features)
     return jax.eval_shape(
@@ -46,46 +41,40 @@ def linen_layout(din: int, features: int) -> dict:
     )
 
 
-# --8<-- [end:layout]
-
-
-# --8<-- [start:load]
+# region: load
 def load_checkpoint(path: Path, din: int, features: int) -> dict:
     target = linen_layout(din, features)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, target)  # (1)!
+        # Linen: The target gives names, shapes and dtypes. What is
+        # restored are the variables.
+        return checkpointer.restore(path, target)
 
 
-# --8<-- [end:load]
-
-
-# --8<-- [start:save]
+# region: save
 def save_checkpoint(path: Path, variables: Mapping) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:  # (1)!
+    # Linen: The save runs in the background. Leaving the `with`
+    # waits for it.
+    with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, variables)
 
 
-# --8<-- [end:save]
-
-
-# --8<-- [start:params_only]
+# region: params_only
 def load_params(path: Path, din: int, features: int) -> dict:
     loaded = load_checkpoint(path, din, features)
     fresh = MLP(features).init(jax.random.key(0), jnp.ones(din))
     return {**fresh, "params": loaded["params"]}
 
 
-# --8<-- [end:params_only]
-
-
-# --8<-- [start:shapes]
+# region: shapes
 def checkpoint_shapes(path: Path) -> dict:
     with ocp.StandardCheckpointer() as checkpointer:
-        variables = checkpointer.restore(path)  # (1)!
+        # Linen: Nothing is compared with a model here: no name, no
+        # shape.
+        variables = checkpointer.restore(path)
     return jax.tree.map(jnp.shape, variables)
 
 
-# --8<-- [end:shapes]
+# region: end
 
 
 def orbax_linen_to_nnx(

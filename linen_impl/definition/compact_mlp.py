@@ -5,45 +5,41 @@ Unnamed layers of a compact module are numbered as they are made:
 which name each of them takes; the same table names them in Linen.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class MLP(nn.Module):
     hidden: int
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
-        x = nn.relu(nn.Dense(self.hidden)(x))  # (1)!
+        # Linen: `Dense_0` is the layer that is made first;
+        # `Dense_1` is made in the next line.
+        x = nn.relu(nn.Dense(self.hidden)(x))
         return nn.Dense(self.features)(x)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:nested]
+# region: nested
 class NestedMLP(nn.Module):
     hidden: int
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
-        return nn.Dense(self.features)(  # (1)!
+        # Linen: Python evaluates the outer `nn.Dense` before its
+        # argument, so the output layer is `Dense_0` and the hidden
+        # layer `Dense_1`.
+        return nn.Dense(self.features)(
             nn.relu(nn.Dense(self.hidden)(x))
         )
 
 
-# --8<-- [end:nested]
-
-
-# --8<-- [start:loop]
+# region: loop
 class LoopMLP(nn.Module):
     num_layers: int
     features: int
@@ -51,14 +47,13 @@ class LoopMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
         for _ in range(self.num_layers):
-            x = nn.relu(nn.Dense(self.features)(x))  # (1)!
+            # Linen: `Dense_0`, `Dense_1` and so on, one more at
+            # each turn.
+            x = nn.relu(nn.Dense(self.features)(x))
         return x
 
 
-# --8<-- [end:loop]
-
-
-# --8<-- [start:load]
+# region: load
 NAMES = {"Dense_0": "hidden", "Dense_1": "output"}
 NESTED_NAMES = {"Dense_0": "output", "Dense_1": "hidden"}
 
@@ -81,7 +76,7 @@ def load_params(params: dict, names: dict) -> dict:
     return {names[name]: layer for name, layer in params.items()}
 
 
-# --8<-- [end:load]
+# region: end
 
 
 def compact_mlp(

@@ -5,25 +5,24 @@
 `nnx.Dict`, with the paths `layers/0` and `heads/value`.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class GatedMLP(nn.Module):
     num_layers: int
     features: int
 
     def setup(self):
-        self.layers = [  # (1)!
+        # Linen: The params are `layers_0`, `layers_1` and so on.
+        self.layers = [
             nn.Dense(self.features) for _ in range(self.num_layers)
         ]
-        self.heads = {  # (2)!
+        # Linen: The params are `heads_value` and `heads_gate`.
+        self.heads = {
             "value": nn.Dense(self.features),
             "gate": nn.Dense(self.features),
         }
@@ -39,59 +38,55 @@ class GatedMLP(nn.Module):
         return self.heads["value"](x) * gate
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:head]
+# region: head
 def apply_head(
     module: GatedMLP,
     variables: dict,
     x: Float[Array, "n"],
     name: str,
 ) -> Float[Array, "m"]:
-    return module.apply(  # (1)!
+    # Linen: Submodules exist inside `apply` only, so the choice is
+    # made in a method.
+    return module.apply(
         variables, x, method=lambda m, x: m.heads[name](m.body(x))
     )
 
 
-# --8<-- [end:head]
-
-
-# --8<-- [start:iterate]
+# region: iterate
 def activations(
     module: GatedMLP, variables: dict, x: Float[Array, "n"]
 ) -> list:
     outputs = []
-    for layer in module.bind(variables).layers:  # (1)!
+    # Linen: A bound module holds its variables, and its layers can
+    # be called from outside.
+    for layer in module.bind(variables).layers:
         x = nn.relu(layer(x))
         outputs.append(x)
     return outputs
 
 
-# --8<-- [end:iterate]
-
-
-# --8<-- [start:extend]
+# region: extend
 def add_layer(
     module: GatedMLP, variables: dict, layer: dict
 ) -> tuple[GatedMLP, dict]:
     name = f"layers_{module.num_layers}"
     params = {**variables["params"], name: layer}
     deeper = module.clone(num_layers=module.num_layers + 1)
-    return deeper, {**variables, "params": params}  # (1)!
+    # Linen: A new module and new variables. The layer's params are
+    # those of an `nn.Dense`.
+    return deeper, {**variables, "params": params}
 
 
-# --8<-- [end:extend]
-
-
-# --8<-- [start:data]
+# region: data
 class Scales(nn.Module):
     num_layers: int
     features: int
 
     def setup(self):
         ones, shape = nn.initializers.ones, (self.features,)
-        self.scales = [  # (1)!
+        # Linen: Each param is named; the list is for `__call__`
+        # alone.
+        self.scales = [
             self.param(f"scales_{i}", ones, shape)
             for i in range(self.num_layers)
         ]
@@ -102,7 +97,7 @@ class Scales(nn.Module):
         return x
 
 
-# --8<-- [end:data]
+# region: end
 
 
 def setup_submodules(

@@ -5,7 +5,6 @@ mutable, and that the state keeps. In nnx they are Variables of the
 model, and each call in train mode updates them in place.
 """
 
-# --8<-- [start:imports]
 import functools
 from collections.abc import Mapping
 
@@ -15,12 +14,10 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class MLP(nn.Module):
     width: int
     dout: int
@@ -31,20 +28,21 @@ class MLP(nn.Module):
     ) -> Float[Array, "b m"]:
         x = nn.Dense(self.width, name="hidden")(x)
         norm = nn.BatchNorm(name="norm")
-        x = norm(x, use_running_average=not train)  # (1)!
+        # Linen: The mode is an argument of the call.
+        x = norm(x, use_running_average=not train)
         return nn.Dense(self.dout, name="head")(nn.relu(x))
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:optimizer]
+# region: optimizer
 class TrainState(train_state.TrainState):
     params: Mapping
     batch_stats: Mapping
 
 
-@functools.cache  # (1)!
+# Linen: One object for the same arguments. jax compares
+# transformations by identity, and compiles the step again for
+# another one.
+@functools.cache
 def create_tx(learning_rate: float) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum=0.9)
 
@@ -54,15 +52,14 @@ def create_optimizer(
     variables: Mapping,
     tx: optax.GradientTransformation,
 ) -> TrainState:
-    return TrainState.create(  # (2)!
+    # Linen: Params and statistics: the variables have one key for
+    # each field.
+    return TrainState.create(
         apply_fn=model.apply, tx=tx, **variables
     )
 
 
-# --8<-- [end:optimizer]
-
-
-# --8<-- [start:step]
+# region: step
 @jax.jit
 def train_step(
     state: TrainState,
@@ -74,18 +71,19 @@ def train_step(
         prediction, updates = state.apply_fn(
             old, x, mutable=["batch_stats"]
         )
-        return jnp.mean((prediction - y) ** 2), updates  # (1)!
+        # Linen: `apply` returns the updated statistics, and the
+        # loss hands them on beside its value.
+        return jnp.mean((prediction - y) ** 2), updates
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, updates), grads = grad_fn(state.params)
-    state = state.apply_gradients(grads=grads, **updates)  # (2)!
+    # Linen: `updates` is `{"batch_stats": ...}`. What is not put
+    # into the state is lost.
+    state = state.apply_gradients(grads=grads, **updates)
     return state, loss
 
 
-# --8<-- [end:step]
-
-
-# --8<-- [start:evaluate]
+# region: evaluate
 @jax.jit
 def evaluate(
     state: TrainState,
@@ -96,11 +94,12 @@ def evaluate(
         "params": state.params,
         "batch_stats": state.batch_stats,
     }
-    prediction = state.apply_fn(variables, x, train=False)  # (1)!
+    # Linen: Nothing is mutable: the statistics are read only.
+    prediction = state.apply_fn(variables, x, train=False)
     return jnp.mean((prediction - y) ** 2)
 
 
-# --8<-- [end:evaluate]
+# region: end
 
 
 def batchnorm_losses(

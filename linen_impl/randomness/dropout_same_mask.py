@@ -5,17 +5,14 @@ Hand both sides the mask's key: Linen takes `rng=key`, nnx takes
 module's path into the key, nnx the number of the draw.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class Model(nn.Module):
     features: int
     rate: float
@@ -27,27 +24,24 @@ class Model(nn.Module):
     def __call__(
         self, x: Float[Array, "n"], key=None
     ) -> Float[Array, "m"]:
-        return self.dropout(self.linear(x), rng=key)  # (1)!
+        # Linen: A key is used as it is. Without one, the layer
+        # folds one out of `rngs={"dropout": key}`.
+        return self.dropout(self.linear(x), rng=key)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:existing]
+# region: existing
 def linen_run(
     module: Model,
     variables: dict,
     x: Float[Array, "n"],
     key: jax.Array,
 ) -> Float[Array, "m"]:
-    rngs = {"dropout": key}  # (1)!
+    # Linen: The layer's path and a count are folded into this key.
+    rngs = {"dropout": key}
     return module.apply(variables, x, rngs=rngs)
 
 
-# --8<-- [end:existing]
-
-
-# --8<-- [start:mask]
+# region: mask
 def apply_mask(
     module: Model,
     variables: dict,
@@ -55,13 +49,11 @@ def apply_mask(
     mask: Bool[Array, "m"],
 ) -> Float[Array, "m"]:
     y = module.apply(variables, x, method=lambda m, x: m.linear(x))
-    return jnp.where(mask, y / (1 - module.rate), 0)  # (1)!
+    # Linen: What is kept is divided by the share that is kept.
+    return jnp.where(mask, y / (1 - module.rate), 0)
 
 
-# --8<-- [end:mask]
-
-
-# --8<-- [start:stream]
+# region: stream
 def run_steps(
     module: Model,
     variables: dict,
@@ -70,10 +62,12 @@ def run_steps(
     num_steps: int,
 ) -> list:
     keys = [jax.random.fold_in(key, i) for i in range(num_steps)]
-    return [module.apply(variables, x, key) for key in keys]  # (1)!
+    # Linen: The step is folded into the key; without it every step
+    # has the same mask.
+    return [module.apply(variables, x, key) for key in keys]
 
 
-# --8<-- [end:stream]
+# region: end
 
 
 def dropout_same_mask(

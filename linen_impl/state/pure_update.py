@@ -8,45 +8,33 @@ Plain dicts (what `init` returns since flax 0.7) map the same way,
 and give plain dicts.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 def create_model(features: int) -> nn.Dense:
     return nn.Dense(features)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit
 def scale_state(variables: FrozenDict, scale: float) -> FrozenDict:
     return jax.tree.map(lambda leaf: leaf * scale, variables)
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:cast]
+# region: cast
 def cast_to_bfloat16(variables: FrozenDict) -> FrozenDict:
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.bfloat16), variables
     )
 
 
-# --8<-- [end:cast]
-
-
-# --8<-- [start:noise]
+# region: noise
 def add_noise(
     variables: FrozenDict, seed: int, stddev: float
 ) -> FrozenDict:
@@ -55,34 +43,32 @@ def add_noise(
     noisy = [
         leaf
         + stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves)  # (1)!
+        # Linen: One key per leaf, in the order of the leaves.
+        for key, leaf in zip(keys, leaves)
     ]
     return jax.tree.unflatten(treedef, noisy)
 
 
-# --8<-- [end:noise]
-
-
-# --8<-- [start:in_place]
+# region: in_place
 def scale_params(variables: FrozenDict, scale: float) -> FrozenDict:
     params = jax.tree.map(lambda p: p * scale, variables["params"])
-    return freeze({**variables, "params": params})  # (1)!
+    # Linen: New variables. The other collections are carried over.
+    return freeze({**variables, "params": params})
 
 
-# --8<-- [end:in_place]
-
-
-# --8<-- [start:optax]
+# region: optax
 def scale_by_sgd(variables: FrozenDict, scale: float) -> FrozenDict:
     params = variables["params"]
     optimizer = optax.sgd(1 - scale)
     gradients = params  # of half |p|^2
     updates, _ = optimizer.update(gradients, optimizer.init(params))
-    params = optax.apply_updates(params, updates)  # (1)!
+    # Linen: The updates are applied to the params, which go into
+    # new variables.
+    params = optax.apply_updates(params, updates)
     return freeze({**variables, "params": params})
 
 
-# --8<-- [end:optax]
+# region: end
 
 
 def pure_state_update(

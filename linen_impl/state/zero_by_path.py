@@ -8,18 +8,15 @@ Plain dicts (what `init` returns since flax 0.7) map the same way,
 and give plain dicts.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 def create_model(features: int) -> nn.Dense:
     return nn.Dense(features)
 
@@ -30,28 +27,25 @@ def set_bias_to_ones(variables: FrozenDict) -> FrozenDict:
     return freeze({**variables, "params": {**params, "bias": bias}})
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit
 def zero_kernels(variables: FrozenDict) -> FrozenDict:
     def zero_kernel(path, leaf):
-        names = [key.key for key in path]  # (1)!
+        # Linen: Every entry of a Linen path is a dict key.
+        names = [key.key for key in path]
         return jnp.zeros_like(leaf) if "kernel" in names else leaf
 
     return jax.tree_util.tree_map_with_path(zero_kernel, variables)
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:by_type]
+# region: by_type
 def zero_params(variables: FrozenDict) -> FrozenDict:
     params = jax.tree.map(jnp.zeros_like, variables["params"])
-    return freeze({**variables, "params": params})  # (1)!
+    # Linen: The collection is the type. The others are carried
+    # over.
+    return freeze({**variables, "params": params})
 
 
-# --8<-- [end:by_type]
+# region: end
 
 
 def state_zero_kernel(

@@ -8,44 +8,41 @@ Plain dicts (what `init` returns since flax 0.7) spread the same
 way without `freeze`; nothing then stops an in-place edit.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 def create_model(features: int) -> nn.Dense:
-    return nn.Dense(features)  # (1)!
+    # Linen: The input size is inferred by `init`, which makes the
+    # weights.
+    return nn.Dense(features)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit
 def set_kernel(variables: FrozenDict, value: float) -> FrozenDict:
     kernel = jnp.full_like(variables["params"]["kernel"], value)
     params = {**variables["params"], "kernel": kernel}
-    return freeze({**variables, "params": params})  # (1)!
+    # Linen: New variables. The two spreads carry every other leaf
+    # over.
+    return freeze({**variables, "params": params})
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:copy]
+# region: copy
 def copy_kernel(
     donor: FrozenDict, variables: FrozenDict
 ) -> FrozenDict:
-    kernel = donor["params"]["kernel"]  # (1)!
+    # Linen: Both variables hold the same array. Arrays are
+    # immutable, so neither can change the other.
+    kernel = donor["params"]["kernel"]
     params = {**variables["params"], "kernel": kernel}
     return freeze({**variables, "params": params})
 
 
-# --8<-- [end:copy]
+# region: end
 
 
 def replace_kernel(

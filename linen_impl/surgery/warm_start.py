@@ -8,42 +8,37 @@ Plain dicts (what `init` returns since flax 0.7) spread the same
 way without `freeze`; nothing then stops an in-place edit.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class MLP(nn.Module):
     num_layers: int
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
-        for i in range(self.num_layers):  # (1)!
+        # Linen: Each layer becomes a key of `params`: `layers_0`,
+        # `layers_1` and so on.
+        for i in range(self.num_layers):
             x = nn.Dense(self.features, name=f"layers_{i}")(x)
         return x
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit
 def copy_layers(small: FrozenDict, big: FrozenDict) -> FrozenDict:
-    params = {**big["params"], **small["params"]}  # (1)!
+    # Linen: The later spread wins: the small model's layers replace
+    # the big one's.
+    params = {**big["params"], **small["params"]}
     return freeze({**big, "params": params})
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:identity]
+# region: identity
 def grow_by_identity(
     small: FrozenDict, big: FrozenDict
 ) -> FrozenDict:
@@ -52,14 +47,13 @@ def grow_by_identity(
         layer = jax.tree.map(jnp.zeros_like, params[name])
         width, dtype = len(layer["bias"]), layer["bias"].dtype
         eye = jnp.eye(width, dtype=dtype)
-        params[name] = {**layer, "kernel": eye}  # (1)!
+        # Linen: An identity kernel in the dtype of the layer; the
+        # bias is already zeroed.
+        params[name] = {**layer, "kernel": eye}
     return freeze({**big, "params": params})
 
 
-# --8<-- [end:identity]
-
-
-# --8<-- [start:residual]
+# region: residual
 class ResidualMLP(nn.Module):
     num_layers: int
     num_blocks: int
@@ -71,7 +65,9 @@ class ResidualMLP(nn.Module):
             x = nn.Dense(self.features, name=f"layers_{i}")(x)
         for i in range(self.num_blocks):
             branch = nn.Dense(self.features, name=f"blocks_{i}")
-            x = x + branch(nn.relu(x))  # (1)!
+            # Linen: A branch whose kernel and bias are zero adds
+            # zero.
+            x = x + branch(nn.relu(x))
         return x
 
 
@@ -81,10 +77,12 @@ def grow_by_residual(
     params = dict(copy_layers(small, big)["params"])
     for name in params.keys() - small["params"].keys():
         params[name] = jax.tree.map(jnp.zeros_like, params[name])
-    return freeze({**big, "params": params})  # (2)!
+    # Linen: The copied layers and the zeroed branches, in new
+    # variables.
+    return freeze({**big, "params": params})
 
 
-# --8<-- [end:residual]
+# region: end
 
 
 def add_layer_warm_start(

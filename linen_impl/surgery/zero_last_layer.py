@@ -8,45 +8,40 @@ Plain dicts (what `init` returns since flax 0.7) spread the same
 way without `freeze`; nothing then stops an in-place edit.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class MLP(nn.Module):
     num_layers: int
     features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
-        for i in range(self.num_layers):  # (1)!
+        # Linen: Each layer becomes a key of `params`: `layers_0`,
+        # `layers_1` and so on.
+        for i in range(self.num_layers):
             x = nn.Dense(self.features, name=f"layers_{i}")(x)
         return x
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit
 def zero_last_kernel(variables: FrozenDict) -> FrozenDict:
     params = variables["params"]
-    name = f"layers_{len(params) - 1}"  # (1)!
+    # Linen: The keys have no order: the last layer is found by its
+    # number.
+    name = f"layers_{len(params) - 1}"
     layer = params[name]
     layer = {**layer, "kernel": jnp.zeros_like(layer["kernel"])}
     return freeze({**variables, "params": {**params, name: layer}})
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:ablation]
+# region: ablation
 def ablation_sweep(
     model: MLP, variables: FrozenDict, x: Float[Array, "din"]
 ) -> Float[Array, "num_layers"]:
@@ -55,13 +50,15 @@ def ablation_sweep(
     moved = []
     for i in range(model.num_layers):
         zeroed = jax.tree.map(jnp.zeros_like, params[f"layers_{i}"])
-        ablated = {**params, f"layers_{i}": zeroed}  # (1)!
+        # Linen: A new dict for each layer. The original is left as
+        # it was.
+        ablated = {**params, f"layers_{i}": zeroed}
         y = model.apply({**variables, "params": ablated}, x)
         moved.append(jnp.linalg.norm(y - intact))
     return jnp.stack(moved)
 
 
-# --8<-- [end:ablation]
+# region: end
 
 
 def zero_last_layer_kernel(

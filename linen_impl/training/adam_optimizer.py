@@ -4,7 +4,6 @@
 `nnx.Optimizer` holds no params and updates the model in place.
 """
 
-# --8<-- [start:imports]
 import functools
 from collections.abc import Mapping
 
@@ -14,12 +13,10 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class MLP(nn.Module):
     num_layers: int
     features: int
@@ -28,17 +25,19 @@ class MLP(nn.Module):
     def __call__(
         self, x: Float[Array, "b n"]
     ) -> Float[Array, "b m"]:
-        for i in range(self.num_layers):  # (1)!
+        # Linen: Each layer becomes a key of `params`: `layers_0`,
+        # `layers_1` and so on.
+        for i in range(self.num_layers):
             dense = nn.Dense(self.features, name=f"layers_{i}")
             x = dense(nn.relu(x) if i else x)
         return x
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:optimizer]
-@functools.cache  # (1)!
+# region: optimizer
+# Linen: One object for the same arguments. jax compares
+# transformations by identity, and compiles the step again for
+# another one.
+@functools.cache
 def create_tx(
     peak: float, num_steps: int
 ) -> optax.GradientTransformation:
@@ -59,10 +58,7 @@ def create_optimizer(
     )
 
 
-# --8<-- [end:optimizer]
-
-
-# --8<-- [start:step]
+# region: step
 @jax.jit
 def train_step(
     state: TrainState,
@@ -74,34 +70,32 @@ def train_step(
         return jnp.mean((prediction - y) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    return state.apply_gradients(grads=grads), loss  # (1)!
+    # Linen: A new state. The caller keeps it, or the step is lost.
+    return state.apply_gradients(grads=grads), loss
 
 
-# --8<-- [end:step]
-
-
-# --8<-- [start:last_layer]
+# region: last_layer
 def create_last_layer_optimizer(
     model: MLP, params: Mapping, tx: optax.GradientTransformation
 ) -> TrainState:
     last = f"layers_{model.num_layers - 1}"
     labels = {name: name == last for name in params}
     parts = {True: tx, False: optax.set_to_zero()}
-    tx = optax.partition(parts, labels)  # (1)!
+    # Linen: All other params get updates of zero. The
+    # transformation sees, and clips, the last layer only.
+    tx = optax.partition(parts, labels)
     return create_optimizer(model, params, tx)
 
 
-# --8<-- [end:last_layer]
-
-
-# --8<-- [start:resume]
+# region: resume
 def load_opt_state(
     state: TrainState, step: int, opt_state: optax.OptState
 ) -> TrainState:
-    return state.replace(step=step, opt_state=opt_state)  # (1)!
+    # Linen: `TrainState` takes the tree as it is.
+    return state.replace(step=step, opt_state=opt_state)
 
 
-# --8<-- [end:resume]
+# region: end
 
 
 def adam_losses(

@@ -5,7 +5,6 @@ moments and returns a new one. In nnx it updates the model in place;
 held as a pure dict and merged inside `jax.jit`, it costs the same.
 """
 
-# --8<-- [start:imports]
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -14,12 +13,10 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model
 class Block(nn.Module):
     features: int
 
@@ -49,10 +46,7 @@ class MLP(nn.Module):
         return nn.Dense(self.features, name="head")(x)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:step]
+# region: step
 class TrainState(train_state.TrainState):
     params: Mapping
     batch_stats: Mapping
@@ -68,7 +62,9 @@ def train_step(
         output, updates = state.apply_fn(
             {"params": params, "batch_stats": state.batch_stats},
             x,
-            mutable=["batch_stats"],  # (1)!
+            # Linen: The new statistics come out as a second result,
+            # which the gradient function hands on.
+            mutable=["batch_stats"],
             rngs=rngs,
         )
         return jnp.mean((output - y) ** 2), updates
@@ -78,14 +74,12 @@ def train_step(
     return state.apply_gradients(grads=grads, **updates), loss
 
 
-# --8<-- [end:step]
-
-
-# --8<-- [start:train]
+# region: train
 def train(
     state: TrainState, batches: list
 ) -> tuple[TrainState, Float[Array, "steps"]]:
-    step = jax.jit(train_step)  # (1)!
+    # Linen: As above: Linen has one way.
+    step = jax.jit(train_step)
     losses = []
     for x, y in batches:
         state, loss = step(state, x, y)
@@ -93,7 +87,7 @@ def train(
     return state, jnp.stack(losses)
 
 
-# --8<-- [end:train]
+# region: end
 
 
 def jit_train_step(

@@ -6,17 +6,14 @@ makes the stack and `nnx.scan` runs it; `params/layers/dense/kernel`
 is `layers.dense.kernel` there, of the same shape.
 """
 
-# --8<-- [start:imports]
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:block]
+# region: block
 class Block(nn.Module):
     features: int
 
@@ -25,10 +22,7 @@ class Block(nn.Module):
         return x + nn.relu(nn.Dense(self.features, name="dense")(x))
 
 
-# --8<-- [end:block]
-
-
-# --8<-- [start:model]
+# region: model
 class ScannedMLP(nn.Module):
     num_layers: int
     features: int
@@ -40,8 +34,12 @@ class ScannedMLP(nn.Module):
 
         scan = nn.scan(
             forward,
-            variable_axes={"params": 0},  # (1)!
-            split_rngs={"params": True},  # (2)!
+            # Linen: Params are stacked along axis 0: every leaf
+            # gains a leading axis of layers.
+            variable_axes={"params": 0},
+            # Linen: Each layer gets a key of its own. With False
+            # all layers start identical.
+            split_rngs={"params": True},
             length=self.num_layers,
         )
         x = nn.Dense(self.features, name="proj")(x)
@@ -49,15 +47,14 @@ class ScannedMLP(nn.Module):
         return scan(block, x, None)[0]
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:stack]
+# region: stack
 def stack_layers(params: dict) -> dict:
     names = [k for k in params if not k.startswith("layers_")]
     rest = {name: params[name] for name in names}
     indices = range(len(params) - len(rest))
-    layers = [params[f"layers_{i}"] for i in indices]  # (1)!
+    # Linen: By index: in the order of names `layers_10` comes
+    # before `layers_2`.
+    layers = [params[f"layers_{i}"] for i in indices]
     stack = jax.tree.map(lambda *leaf: jnp.stack(leaf), *layers)
     return {**rest, "layers": stack}
 
@@ -75,10 +72,7 @@ def unstack_layers(params: dict) -> dict:
     }
 
 
-# --8<-- [end:stack]
-
-
-# --8<-- [start:training]
+# region: training
 class DropoutBlock(nn.Module):
     features: int
     rate: float
@@ -109,8 +103,12 @@ class DropoutStack(nn.Module):
 
         scan = nn.scan(
             forward,
-            variable_axes={"params": 0, "batch_stats": 0},  # (1)!
-            split_rngs={"params": True, "dropout": True},  # (2)!
+            # Linen: Statistics are stacked as params are. `apply`
+            # takes `mutable=["batch_stats"]`.
+            variable_axes={"params": 0, "batch_stats": 0},
+            # Linen: The stream `dropout` has to be named, or
+            # training raises an error.
+            split_rngs={"params": True, "dropout": True},
             length=self.num_layers,
         )
         block = DropoutBlock(
@@ -119,7 +117,7 @@ class DropoutStack(nn.Module):
         return scan(block, x, None)[0]
 
 
-# --8<-- [end:training]
+# region: end
 
 
 def scan_over_layers(

@@ -8,8 +8,6 @@ attributes `hidden`, `norm` and `output` are `Dense_0`,
 """
 
 import tempfile
-
-# --8<-- [start:imports]
 from pathlib import Path
 
 import jax
@@ -17,12 +15,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class MLP(nnx.Module):
     def __init__(self, din: int, features: int, *, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(din, features, rngs=rngs)
@@ -36,11 +32,10 @@ class MLP(nnx.Module):
         return self.output(nnx.relu(x))
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:layout]
-LINEN_NAMES = {  # (1)!
+# region: layout - The layout
+# nnx: Linen numbers the layers of a class in the order in which
+# they are built.
+LINEN_NAMES = {
     "hidden": "Dense_0",
     "norm": "BatchNorm_0",
     "output": "Dense_1",
@@ -59,17 +54,16 @@ def linen_layout(model: MLP) -> dict:
     }
 
 
-# --8<-- [end:layout]
-
-
-# --8<-- [start:load]
+# region: load - Load
 def load_checkpoint(path: Path, din: int, features: int) -> MLP:
     model = nnx.eval_shape(
         lambda: MLP(din, features, rngs=nnx.Rngs(0))
     )
     target = linen_layout(model)
     with ocp.StandardCheckpointer() as checkpointer:
-        variables = checkpointer.restore(path, target)  # (1)!
+        # nnx: The target gives names, shapes and dtypes: those of
+        # the nnx model, in Linen's layout.
+        variables = checkpointer.restore(path, target)
     params, stats = variables["params"], variables["batch_stats"]
     values = {
         name: params[linen_name] | stats.get(linen_name, {})
@@ -78,41 +72,39 @@ def load_checkpoint(path: Path, din: int, features: int) -> MLP:
     graphdef, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, values)
     model = nnx.merge(graphdef, state)
-    model.eval()  # (2)!
+    # nnx: A new model is in train mode.
+    model.eval()
     return model
 
 
-# --8<-- [end:load]
-
-
-# --8<-- [start:save]
+# region: save
 def save_checkpoint(path: Path, model: MLP) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:  # (1)!
+    # nnx: The save runs in the background. Leaving the `with` waits
+    # for it.
+    with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, linen_layout(model))
 
 
-# --8<-- [end:save]
-
-
-# --8<-- [start:params_only]
+# region: params_only - Variation: the params only, new statistics
 def load_params(path: Path, din: int, features: int) -> MLP:
     loaded = load_checkpoint(path, din, features)
     fresh = MLP(din, features, rngs=nnx.Rngs(0))
     nnx.update(fresh, nnx.state(loaded, nnx.Param))
-    return fresh  # (1)!
+    # nnx: In train mode, to collect statistics before it is
+    # evaluated.
+    return fresh
 
 
-# --8<-- [end:params_only]
-
-
-# --8<-- [start:shapes]
+# region: shapes
 def checkpoint_shapes(path: Path) -> dict:
     with ocp.StandardCheckpointer() as checkpointer:
-        variables = checkpointer.restore(path)  # (1)!
+        # nnx: Nothing is compared with a model here: no name, no
+        # shape.
+        variables = checkpointer.restore(path)
     return jax.tree.map(jnp.shape, variables)
 
 
-# --8<-- [end:shapes]
+# region: end
 
 
 def orbax_linen_to_nnx(

@@ -5,18 +5,15 @@ unnamed layers are numbered as they are made, `Dense_0`, `Dense_1`;
 a table says which attribute takes the params of which.
 """
 
-# --8<-- [start:imports]
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class MLP(nnx.Module):
     def __init__(
         self,
@@ -26,7 +23,9 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.hidden = nnx.Linear(din, hidden, rngs=rngs)  # (1)!
+        # nnx: The path of this kernel is `hidden/kernel`. The layer
+        # takes the size of its input; nothing is inferred from `x`.
+        self.hidden = nnx.Linear(din, hidden, rngs=rngs)
         self.output = nnx.Linear(hidden, features, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
@@ -34,10 +33,7 @@ class MLP(nnx.Module):
         return self.output(x)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:nested]
+# region: nested
 class NestedMLP(nnx.Module):
     def __init__(
         self,
@@ -51,13 +47,12 @@ class NestedMLP(nnx.Module):
         self.output = nnx.Linear(hidden, features, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
-        return self.output(nnx.relu(self.hidden(x)))  # (1)!
+        # nnx: Nested or not, the names are the same: nothing is
+        # made here.
+        return self.output(nnx.relu(self.hidden(x)))
 
 
-# --8<-- [end:nested]
-
-
-# --8<-- [start:loop]
+# region: loop - Layers made in a loop
 class LoopMLP(nnx.Module):
     def __init__(
         self,
@@ -68,7 +63,9 @@ class LoopMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [din] + [features] * num_layers
-        self.layers = nnx.List(  # (1)!
+        # nnx: The path of the third kernel is `layers/2/kernel`,
+        # and 2 is an integer there.
+        self.layers = nnx.List(
             nnx.Linear(widths[i], features, rngs=rngs)
             for i in range(num_layers)
         )
@@ -79,10 +76,7 @@ class LoopMLP(nnx.Module):
         return x
 
 
-# --8<-- [end:loop]
-
-
-# --8<-- [start:load]
+# region: load
 NAMES = {"Dense_0": ("hidden",), "Dense_1": ("output",)}
 NESTED_NAMES = {"Dense_0": ("output",), "Dense_1": ("hidden",)}
 
@@ -96,17 +90,21 @@ def load_params(
 ) -> None:
     new = unflatten_dict(
         {
-            (*names[name], leaf): array  # (1)!
+            # nnx: A layer that the table does not name is a
+            # `KeyError`.
+            (*names[name], leaf): array
             for (name, leaf), array in flatten_dict(params).items()
         }
     )
     old = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, old):
-        raise ValueError("a path or a shape differs")  # (2)!
+        # nnx: `nnx.update` itself checks neither paths nor shapes.
+        # Nothing is loaded unless all fits.
+        raise ValueError("a path or a shape differs")
     nnx.update(model, new)
 
 
-# --8<-- [end:load]
+# region: end
 
 
 def compact_mlp(

@@ -5,16 +5,13 @@ with the paths `layers/0` and `heads/value`. Linen assigns plain
 lists and dicts in `setup`, and says `layers_0` and `heads_value`.
 """
 
-# --8<-- [start:imports]
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class GatedMLP(nnx.Module):
     def __init__(
         self,
@@ -25,11 +22,15 @@ class GatedMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [din] + [features] * num_layers
-        self.layers = nnx.List(  # (1)!
+        # nnx: The paths are `layers/0`, `layers/1` and so on. Each
+        # layer takes the size of its input.
+        self.layers = nnx.List(
             nnx.Linear(widths[i], features, rngs=rngs)
             for i in range(num_layers)
         )
-        self.heads = nnx.Dict(  # (2)!
+        # nnx: The paths are `heads/value` and `heads/gate`. Both
+        # heads are made now, called or not.
+        self.heads = nnx.Dict(
             value=nnx.Linear(features, features, rngs=rngs),
             gate=nnx.Linear(features, features, rngs=rngs),
         )
@@ -45,20 +46,15 @@ class GatedMLP(nnx.Module):
         return self.heads["value"](x) * gate
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:head]
+# region: head - Variation: choose a head by name
 def apply_head(
     model: GatedMLP, x: Float[Array, "n"], name: str
 ) -> Float[Array, "m"]:
-    return model.heads[name](model.body(x))  # (1)!
+    # nnx: The heads are there at any time.
+    return model.heads[name](model.body(x))
 
 
-# --8<-- [end:head]
-
-
-# --8<-- [start:iterate]
+# region: iterate - Variation: iterate over the layers
 def activations(model: GatedMLP, x: Float[Array, "n"]) -> list:
     outputs = []
     for layer in model.layers:
@@ -67,21 +63,20 @@ def activations(model: GatedMLP, x: Float[Array, "n"]) -> list:
     return outputs
 
 
-# --8<-- [end:iterate]
-
-
-# --8<-- [start:extend]
+# region: extend - Variation: add a layer after construction
 def add_layer(model: GatedMLP, layer: nnx.Linear) -> None:
-    model.layers.append(layer)  # (1)!
+    # nnx: In place. An optimizer that was made before has no state
+    # for the new Params.
+    model.layers.append(layer)
 
 
-# --8<-- [end:extend]
-
-
-# --8<-- [start:data]
+# region: data - Variation: arrays in a plain list
 class Scales(nnx.Module):
     def __init__(self, num_layers: int, features: int):
-        self.scales = nnx.data(  # (1)!
+        # nnx: `nnx.data` says that this plain list holds Variables.
+        # It stays a plain list, and the paths are `scales/0`,
+        # `scales/1` and so on.
+        self.scales = nnx.data(
             [
                 nnx.Param(jnp.ones(features))
                 for _ in range(num_layers)
@@ -94,7 +89,7 @@ class Scales(nnx.Module):
         return x
 
 
-# --8<-- [end:data]
+# region: end
 
 
 def setup_submodules(

@@ -5,7 +5,6 @@ mode updates them in place; only the Params are differentiated. In
 Linen they are a collection that `apply` returns for the state.
 """
 
-# --8<-- [start:imports]
 import functools
 
 import jax
@@ -13,18 +12,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class MLP(nnx.Module):
     def __init__(
         self, din: int, width: int, dout: int, *, rngs: nnx.Rngs
     ):
         self.hidden = nnx.Linear(din, width, rngs=rngs)
-        self.norm = nnx.BatchNorm(width, rngs=rngs)  # (1)!
+        # nnx: The mode is an attribute of the layer. A new model is
+        # in train mode.
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, dout, rngs=rngs)
 
     def __call__(
@@ -34,11 +33,11 @@ class MLP(nnx.Module):
         return self.head(nnx.relu(x))
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:optimizer]
-@functools.cache  # (1)!
+# region: optimizer - The optimizer
+# nnx: One object for the same arguments. jax compares
+# transformations by identity, and compiles the step again for
+# another one.
+@functools.cache
 def create_tx(learning_rate: float) -> optax.GradientTransformation:
     return optax.sgd(learning_rate, momentum=0.9)
 
@@ -46,13 +45,12 @@ def create_tx(learning_rate: float) -> optax.GradientTransformation:
 def create_optimizer(
     model: nnx.Module, tx: optax.GradientTransformation
 ) -> nnx.Optimizer:
-    return nnx.Optimizer(model, tx, wrt=nnx.Param)  # (2)!
+    # nnx: The statistics are no Params. The optimizer leaves them
+    # alone.
+    return nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
-# --8<-- [end:optimizer]
-
-
-# --8<-- [start:step]
+# region: step - The step
 @nnx.jit
 def train_step(
     model: nnx.Module,
@@ -64,28 +62,31 @@ def train_step(
 
     def loss_fn(params, rest):
         model = nnx.merge(graphdef, params, rest)
-        return jnp.mean((model(x) - y) ** 2)  # (1)!
+        # nnx: The call updates the statistics in `rest`, which are
+        # those of the model.
+        return jnp.mean((model(x) - y) ** 2)
 
-    loss, grads = nnx.value_and_grad(loss_fn)(params, rest)  # (2)!
+    # nnx: Only the first argument, the params, is differentiated.
+    # `rest` is passed on, so that its updates reach the model.
+    loss, grads = nnx.value_and_grad(loss_fn)(params, rest)
     optimizer.update(model, grads)
     return loss
 
 
-# --8<-- [end:step]
-
-
-# --8<-- [start:evaluate]
+# region: evaluate - Variation: evaluate
 @nnx.jit
 def evaluate(
     model: nnx.Module,
     x: Float[Array, "b n"],
     y: Float[Array, "b m"],
 ) -> Float[Array, ""]:
-    model = nnx.view(model, use_running_average=True)  # (1)!
+    # nnx: A view shares the Variables of the model and has modes of
+    # its own, so that the model stays in train mode.
+    model = nnx.view(model, use_running_average=True)
     return jnp.mean((model(x) - y) ** 2)
 
 
-# --8<-- [end:evaluate]
+# region: end
 
 
 def batchnorm_losses(

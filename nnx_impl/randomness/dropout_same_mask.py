@@ -5,17 +5,14 @@ Hand both sides the mask's key: nnx takes `rngs=key`, Linen takes
 module's path into the key, nnx the number of the draw.
 """
 
-# --8<-- [start:imports]
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class Model(nnx.Module):
     def __init__(
         self,
@@ -31,36 +28,33 @@ class Model(nnx.Module):
     def __call__(
         self, x: Float[Array, "n"], key=None
     ) -> Float[Array, "m"]:
-        return self.dropout(self.linear(x), rngs=key)  # (1)!
+        # nnx: A key is used as it is. Without one, the layer draws
+        # from the stream that it got from `rngs` when it was made.
+        return self.dropout(self.linear(x), rngs=key)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:existing]
+# region: existing
 def linen_run(
     model: Model, module, x: Float[Array, "n"], key: jax.Array
 ) -> Float[Array, "m"]:
     bound = module.bind({}, rngs={"dropout": key})
-    drawn = bound.dropout.make_rng("dropout")  # (1)!
+    # nnx: `module` is the Linen module. This is the first key that
+    # its layer `dropout` draws; a layer that is called twice draws
+    # a second one, by a second `make_rng` on the same bound module.
+    drawn = bound.dropout.make_rng("dropout")
     return model(x, drawn)
 
 
-# --8<-- [end:existing]
-
-
-# --8<-- [start:mask]
+# region: mask
 def apply_mask(
     model: Model, x: Float[Array, "n"], mask: Bool[Array, "m"]
 ) -> Float[Array, "m"]:
     y = model.linear(x)
-    return jnp.where(mask, y / (1 - model.dropout.rate), 0)  # (1)!
+    # nnx: What is kept is divided by the share that is kept.
+    return jnp.where(mask, y / (1 - model.dropout.rate), 0)
 
 
-# --8<-- [end:mask]
-
-
-# --8<-- [start:stream]
+# region: stream - Variation: a new mask at every step
 def run_steps(
     model: Model,
     x: Float[Array, "n"],
@@ -68,10 +62,12 @@ def run_steps(
     num_steps: int,
 ) -> list:
     rngs = nnx.Rngs(dropout=key)
-    return [model(x, rngs) for _ in range(num_steps)]  # (1)!
+    # nnx: The n-th draw of a stream is `jax.random.fold_in(key,
+    # n)`, so these are the same masks.
+    return [model(x, rngs) for _ in range(num_steps)]
 
 
-# --8<-- [end:stream]
+# region: end
 
 
 def dropout_same_mask(

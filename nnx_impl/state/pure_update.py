@@ -5,38 +5,29 @@ and merge both into a new model; the old one stays. In Linen the
 variables, which are the state here, are mapped as they are.
 """
 
-# --8<-- [start:imports]
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 def create_model(
     din: int, features: int, *, rngs: nnx.Rngs
 ) -> nnx.Linear:
     return nnx.Linear(din, features, rngs=rngs)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit - The edit
 def scale_state(model: nnx.Module, scale: float) -> nnx.Module:
     graphdef, state = nnx.split(model)
     state = jax.tree.map(lambda leaf: leaf * scale, state)
     return nnx.merge(graphdef, state)
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:cast]
+# region: cast - Variation: cast every leaf to bfloat16
 def cast_to_bfloat16(model: nnx.Module) -> nnx.Module:
     graphdef, state = nnx.split(model)
     state = jax.tree.map(
@@ -45,10 +36,7 @@ def cast_to_bfloat16(model: nnx.Module) -> nnx.Module:
     return nnx.merge(graphdef, state)
 
 
-# --8<-- [end:cast]
-
-
-# --8<-- [start:noise]
+# region: noise - Variation: add seeded noise to every leaf
 def add_noise(
     model: nnx.Module, seed: int, stddev: float
 ) -> nnx.Module:
@@ -58,25 +46,23 @@ def add_noise(
     noisy = [
         leaf
         + stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves)  # (1)!
+        # nnx: One key per leaf, in the order of the leaves, which
+        # is another one past ten layers.
+        for key, leaf in zip(keys, leaves)
     ]
     return nnx.merge(graphdef, jax.tree.unflatten(treedef, noisy))
 
 
-# --8<-- [end:noise]
-
-
-# --8<-- [start:in_place]
+# region: in_place - Variation: the parameters only, in place
 def scale_params(model: nnx.Module, scale: float) -> None:
     params = nnx.state(model, nnx.Param)
     params = jax.tree.map(lambda p: p * scale, params)
-    nnx.update(model, params)  # (1)!
+    # nnx: The model's Params take the new values. Other Variables
+    # are not touched.
+    nnx.update(model, params)
 
 
-# --8<-- [end:in_place]
-
-
-# --8<-- [start:optax]
+# region: optax
 def scale_by_sgd(model: nnx.Module, scale: float) -> None:
     optimizer = nnx.Optimizer(
         model, optax.sgd(1 - scale), wrt=nnx.Param
@@ -84,10 +70,11 @@ def scale_by_sgd(model: nnx.Module, scale: float) -> None:
     gradients = nnx.state(
         model, nnx.Param
     )  # of half sum of squares
-    optimizer.update(model, gradients)  # (1)!
+    # nnx: The optimizer updates the model in place.
+    optimizer.update(model, gradients)
 
 
-# --8<-- [end:optax]
+# region: end
 
 
 def pure_state_update(

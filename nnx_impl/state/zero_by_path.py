@@ -6,17 +6,14 @@ variables are mapped as they are. The path `params, kernel` there is
 `kernel` here, and then the Variable's value.
 """
 
-# --8<-- [start:imports]
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 def create_model(
     din: int, features: int, *, rngs: nnx.Rngs
 ) -> nnx.Linear:
@@ -27,13 +24,12 @@ def set_bias_to_ones(model: nnx.Linear) -> None:
     model.bias = nnx.Param(jnp.ones_like(model.bias[...]))
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit - The edit
 def zero_kernels(model: nnx.Module) -> nnx.Module:
     def zero_kernel(path, leaf):
-        names = [getattr(key, "key", None) for key in path]  # (1)!
+        # nnx: Not every entry has a `key`: the last one is the
+        # attribute `.value`.
+        names = [getattr(key, "key", None) for key in path]
         return jnp.zeros_like(leaf) if "kernel" in names else leaf
 
     graphdef, state = nnx.split(model)
@@ -41,17 +37,16 @@ def zero_kernels(model: nnx.Module) -> nnx.Module:
     return nnx.merge(graphdef, state)
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:by_type]
+# region: by_type
 def zero_params(model: nnx.Module) -> nnx.Module:
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(jnp.zeros_like, params)
-    return nnx.merge(graphdef, params, rest, copy=True)  # (1)!
+    # nnx: The `rest` was not mapped. `copy=True` gives the new
+    # model its own Variables.
+    return nnx.merge(graphdef, params, rest, copy=True)
 
 
-# --8<-- [end:by_type]
+# region: end
 
 
 def state_zero_kernel(

@@ -5,40 +5,37 @@ one assignment, and nothing else has to be carried over. In Linen,
 `model.kernel` is `variables["params"]["kernel"]`.
 """
 
-# --8<-- [start:imports]
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 def create_model(
     din: int, features: int, *, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    return nnx.Linear(din, features, rngs=rngs)  # (1)!
+    # nnx: The input size is an argument. The constructor makes the
+    # weights.
+    return nnx.Linear(din, features, rngs=rngs)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit - The edit
 def set_kernel(model: nnx.Linear, value: float) -> None:
     kernel = jnp.full_like(model.kernel[...], value)
-    model.kernel = nnx.Param(kernel)  # (1)!
+    # nnx: In place. Keep `nnx.Param(...)`: a bare array is no
+    # longer trained.
+    model.kernel = nnx.Param(kernel)
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:copy]
+# region: copy - Variation: the kernel of another model
 def copy_kernel(donor: nnx.Linear, model: nnx.Linear) -> None:
-    model.kernel = nnx.Param(donor.kernel[...])  # (1)!
+    # nnx: `[...]` takes the array out. The new Param is a Variable
+    # of its own, so the models stay apart.
+    model.kernel = nnx.Param(donor.kernel[...])
 
 
-# --8<-- [end:copy]
+# region: end
 
 
 def replace_kernel(

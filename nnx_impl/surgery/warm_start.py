@@ -5,16 +5,13 @@ layer of the same index. In Linen the params take them over by key:
 the nnx path `layers/2` is the Linen key `layers_2`.
 """
 
-# --8<-- [start:imports]
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class MLP(nnx.Module):
     def __init__(
         self,
@@ -25,7 +22,9 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [din] + [features] * num_layers
-        self.layers = nnx.List(  # (1)!
+        # nnx: Each layer becomes an item of the list. A plain
+        # Python list raises an error.
+        self.layers = nnx.List(
             nnx.Linear(widths[i], features, rngs=rngs)
             for i in range(num_layers)
         )
@@ -36,33 +35,28 @@ class MLP(nnx.Module):
         return x
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit - The edit
 def copy_layers(small: nnx.Module, big: nnx.Module) -> None:
     for i, layer in enumerate(small.layers):
-        big.layers[i].kernel = nnx.Param(layer.kernel[...])  # (1)!
+        # nnx: A new Param per leaf. Assigning the old Param itself
+        # would tie the models.
+        big.layers[i].kernel = nnx.Param(layer.kernel[...])
         big.layers[i].bias = nnx.Param(layer.bias[...])
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:identity]
+# region: identity
 def grow_by_identity(small: MLP, big: MLP) -> None:
     copy_layers(small, big)
     for layer in big.layers[len(small.layers) :]:
         bias = layer.bias[...]
-        kernel = jnp.eye(len(bias), dtype=bias.dtype)  # (1)!
+        # nnx: An identity kernel in the dtype of the layer; the
+        # bias is zeroed below.
+        kernel = jnp.eye(len(bias), dtype=bias.dtype)
         layer.kernel = nnx.Param(kernel)
         layer.bias = nnx.Param(jnp.zeros_like(bias))
 
 
-# --8<-- [end:identity]
-
-
-# --8<-- [start:residual]
+# region: residual
 class ResidualMLP(nnx.Module):
     def __init__(
         self,
@@ -84,7 +78,9 @@ class ResidualMLP(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         for branch in self.blocks:
-            x = x + branch(nnx.relu(x))  # (1)!
+            # nnx: A branch whose kernel and bias are zero adds
+            # zero.
+            x = x + branch(nnx.relu(x))
         return x
 
 
@@ -93,10 +89,12 @@ def grow_by_residual(small: MLP, big: ResidualMLP) -> None:
     for branch in big.blocks:
         kernel, bias = branch.kernel[...], branch.bias[...]
         branch.kernel = nnx.Param(jnp.zeros_like(kernel))
-        branch.bias = nnx.Param(jnp.zeros_like(bias))  # (2)!
+        # nnx: The big model is changed in place; nothing is
+        # returned.
+        branch.bias = nnx.Param(jnp.zeros_like(bias))
 
 
-# --8<-- [end:residual]
+# region: end
 
 
 def add_layer_warm_start(

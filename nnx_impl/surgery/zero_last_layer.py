@@ -5,16 +5,13 @@ Layers are an `nnx.List`, which has an order: the last one is
 path `layers/2` is the Linen key `layers_2`.
 """
 
-# --8<-- [start:imports]
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class MLP(nnx.Module):
     def __init__(
         self,
@@ -25,7 +22,9 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [din] + [features] * num_layers
-        self.layers = nnx.List(  # (1)!
+        # nnx: Each layer becomes an item of the list. A plain
+        # Python list raises an error.
+        self.layers = nnx.List(
             nnx.Linear(widths[i], features, rngs=rngs)
             for i in range(num_layers)
         )
@@ -36,19 +35,15 @@ class MLP(nnx.Module):
         return x
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:edit]
+# region: edit - The edit
 def zero_last_kernel(model: nnx.Module) -> None:
-    last = model.layers[-1]  # (1)!
+    # nnx: The last layer by index. The edit is in place and names
+    # no other leaf.
+    last = model.layers[-1]
     last.kernel = nnx.Param(jnp.zeros_like(last.kernel[...]))
 
 
-# --8<-- [end:edit]
-
-
-# --8<-- [start:ablation]
+# region: ablation
 def ablation_sweep(
     model: MLP, x: Float[Array, "din"]
 ) -> Float[Array, "num_layers"]:
@@ -59,11 +54,12 @@ def ablation_sweep(
         layer.kernel = nnx.Param(jnp.zeros_like(kernel[...]))
         layer.bias = nnx.Param(jnp.zeros_like(bias[...]))
         moved.append(jnp.linalg.norm(model(x) - intact))
-        layer.kernel, layer.bias = kernel, bias  # (1)!
+        # nnx: The edit is in place, so the old Params are put back.
+        layer.kernel, layer.bias = kernel, bias
     return jnp.stack(moved)
 
 
-# --8<-- [end:ablation]
+# region: end
 
 
 def zero_last_layer_kernel(

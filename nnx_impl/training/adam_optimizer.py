@@ -4,7 +4,6 @@
 place; Linen's `TrainState` holds the params too and is replaced.
 """
 
-# --8<-- [start:imports]
 import functools
 
 import jax
@@ -12,12 +11,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class MLP(nnx.Module):
     def __init__(
         self,
@@ -28,7 +25,9 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         widths = [din] + [features] * num_layers
-        self.layers = nnx.List(  # (1)!
+        # nnx: Each layer becomes an item of the list. A plain
+        # Python list raises an error.
+        self.layers = nnx.List(
             nnx.Linear(widths[i], features, rngs=rngs)
             for i in range(num_layers)
         )
@@ -41,11 +40,11 @@ class MLP(nnx.Module):
         return x
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:optimizer]
-@functools.cache  # (1)!
+# region: optimizer - The optimizer
+# nnx: One object for the same arguments. jax compares
+# transformations by identity, and compiles the step again for
+# another one.
+@functools.cache
 def create_tx(
     peak: float, num_steps: int
 ) -> optax.GradientTransformation:
@@ -59,13 +58,12 @@ def create_tx(
 def create_optimizer(
     model: nnx.Module, tx: optax.GradientTransformation
 ) -> nnx.Optimizer:
-    return nnx.Optimizer(model, tx, wrt=nnx.Param)  # (2)!
+    # nnx: The moments get the structure of the Params that the
+    # model has at this moment.
+    return nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
-# --8<-- [end:optimizer]
-
-
-# --8<-- [start:step]
+# region: step - The step
 @nnx.jit
 def train_step(
     model: nnx.Module,
@@ -77,26 +75,24 @@ def train_step(
         return jnp.mean((model(x) - y) ** 2)
 
     loss, grads = nnx.value_and_grad(loss_fn)(model)
-    optimizer.update(model, grads)  # (1)!
+    # nnx: Model and optimizer are updated in place. Only the loss
+    # is returned.
+    optimizer.update(model, grads)
     return loss
 
 
-# --8<-- [end:step]
-
-
-# --8<-- [start:last_layer]
+# region: last_layer - Variation: train the last layer only
 def create_last_layer_optimizer(
     model: MLP, tx: optax.GradientTransformation
 ) -> nnx.Optimizer:
     last = nnx.PathContains(len(model.layers) - 1)
-    wrt = nnx.All(nnx.Param, last)  # (1)!
+    # nnx: The optimizer keeps moments for these Params only, and
+    # ignores all other gradients.
+    wrt = nnx.All(nnx.Param, last)
     return nnx.Optimizer(model, tx, wrt=wrt)
 
 
-# --8<-- [end:last_layer]
-
-
-# --8<-- [start:resume]
+# region: resume
 def load_opt_state(
     optimizer: nnx.Optimizer, step: int, opt_state: optax.OptState
 ) -> None:
@@ -107,11 +103,13 @@ def load_opt_state(
     schedule.count[...] = old_schedule.count
     for ours, old in zip((adam.mu, adam.nu), old_adam[1:]):
         for i, layer in ours["layers"].items():
-            for name, leaf in layer.items():  # (1)!
+            # nnx: The moments `mu` and `nu` have the structure of
+            # the Params: `layers_2` is `layers`, 2.
+            for name, leaf in layer.items():
                 leaf[...] = old[f"layers_{i}"][name]
 
 
-# --8<-- [end:resume]
+# region: end
 
 
 def adam_losses(

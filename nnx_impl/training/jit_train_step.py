@@ -5,18 +5,15 @@ RNG state, moments. Held as a pure dict and merged inside `jax.jit`,
 they cost what a `TrainState` does in Linen.
 """
 
-# --8<-- [start:imports]
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:model]
+# region: model - The model
 class Block(nnx.Module):
     def __init__(self, din: int, features: int, *, rngs: nnx.Rngs):
         self.linear = nnx.Linear(din, features, rngs=rngs)
@@ -43,7 +40,9 @@ class MLP(nnx.Module):
             for i in range(num_layers)
         )
         self.head = nnx.Linear(features, features, rngs=rngs)
-        self.dropout_rngs = rngs.dropout.fork()  # (1)!
+        # nnx: One stream for all dropout layers: one key and one
+        # count in the state.
+        self.dropout_rngs = rngs.dropout.fork()
 
     def __call__(
         self, x: Float[Array, "b n"]
@@ -53,17 +52,17 @@ class MLP(nnx.Module):
         return self.head(x)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:step]
+# region: step - The step
 def train_step(
     model: nnx.Module, optimizer: nnx.Optimizer, x: Array, y: Array
 ) -> Float[Array, ""]:
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss_fn(params, rest):
-        model = nnx.merge(graphdef, params, rest)  # (1)!
+        # nnx: The merged model shares its Variables with `model`:
+        # new statistics and the advanced RNG count are there
+        # afterwards. Only the Params are differentiated.
+        model = nnx.merge(graphdef, params, rest)
         return jnp.mean((model(x) - y) ** 2)
 
     loss, grads = nnx.value_and_grad(loss_fn)(params, rest)
@@ -71,15 +70,14 @@ def train_step(
     return loss
 
 
-# --8<-- [end:step]
-
-
-# --8<-- [start:train]
+# region: train - The loop
 def train(
     model: nnx.Module, optimizer: nnx.Optimizer, batches
 ) -> Float[Array, "steps"]:
     graphdef, state = nnx.split((model, optimizer))
-    state = nnx.to_pure_dict(state)  # (1)!
+    # nnx: Nested dicts of arrays, which `jax.jit` takes apart
+    # faster than an `nnx.State`.
+    state = nnx.to_pure_dict(state)
 
     @jax.jit
     def step(state, x, y):
@@ -92,14 +90,13 @@ def train(
     for x, y in batches:
         state, loss = step(state, x, y)
         losses.append(loss)
-    nnx.update((model, optimizer), state)  # (2)!
+    # nnx: Until here the model and the optimizer hold what they
+    # held before the loop.
+    nnx.update((model, optimizer), state)
     return jnp.stack(losses)
 
 
-# --8<-- [end:train]
-
-
-# --8<-- [start:nnx_in_place]
+# region: nnx_in_place
 def train_by_nnx_jit(model, optimizer, batches):
     step = nnx.jit(train_step)
     return [step(model, optimizer, x, y) for x, y in batches]
@@ -117,7 +114,7 @@ def train_by_jit_partial(model, optimizer, batches):
     return [step(x, y) for x, y in batches]
 
 
-# --8<-- [end:nnx_in_place]
+# region: end
 
 
 def jit_train_step(

@@ -6,19 +6,16 @@ both; `layers.dense.kernel` is `params/layers/dense/kernel` there,
 of the same shape.
 """
 
-# --8<-- [start:imports]
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-
-# --8<-- [end:imports]
 from linen2nnx import arguments
 
 
-# --8<-- [start:block]
+# region: block
 class Block(nnx.Module):
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.dense = nnx.Linear(features, features, rngs=rngs)
@@ -27,10 +24,7 @@ class Block(nnx.Module):
         return x + nnx.relu(self.dense(x))
 
 
-# --8<-- [end:block]
-
-
-# --8<-- [start:model]
+# region: model - The model
 class ScannedMLP(nnx.Module):
     def __init__(
         self,
@@ -40,8 +34,12 @@ class ScannedMLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        @nnx.split_rngs(splits=num_layers)  # (1)!
-        @nnx.vmap(in_axes=0, out_axes=0)  # (2)!
+        # nnx: Each layer gets a key of its own. After the call,
+        # `rngs` has its one key again.
+        @nnx.split_rngs(splits=num_layers)
+        # nnx: One call of the constructor makes all layers. Their
+        # Variables are stacked along axis 0.
+        @nnx.vmap(in_axes=0, out_axes=0)
         def create_layers(rngs):
             return Block(features, rngs=rngs)
 
@@ -50,19 +48,19 @@ class ScannedMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "din"]) -> Float[Array, "n"]:
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def forward(x, block):  # (3)!
+        # nnx: The activation is carried from layer to layer, and
+        # axis 0 of the block's state is scanned.
+        def forward(x, block):
             return block(x)
 
         return forward(self.proj(x), self.layers)
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:stack]
+# region: stack
 def stack_layers(layers: Sequence) -> nnx.Module:
     graphdef = nnx.graphdef(layers[0])
-    states = [nnx.state(layer) for layer in layers]  # (1)!
+    # nnx: In the order of the list.
+    states = [nnx.state(layer) for layer in layers]
     stack = jax.tree.map(lambda *leaf: jnp.stack(leaf), *states)
     return nnx.merge(graphdef, stack)
 
@@ -79,10 +77,7 @@ def unstack_layers(stack: nnx.Module) -> Sequence:
     )
 
 
-# --8<-- [end:stack]
-
-
-# --8<-- [start:training]
+# region: training
 class DropoutBlock(nnx.Module):
     def __init__(
         self, features: int, rate: float, *, rngs: nnx.Rngs
@@ -106,8 +101,12 @@ class DropoutStack(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        @nnx.split_rngs(splits=num_layers)  # (1)!
-        @nnx.vmap(in_axes=0, out_axes=0)  # (2)!
+        # nnx: The keys are split for the constructor, and so for
+        # all calls of the model.
+        @nnx.split_rngs(splits=num_layers)
+        # nnx: The key of each layer's dropout is stacked as its
+        # params are.
+        @nnx.vmap(in_axes=0, out_axes=0)
         def create_layers(rngs):
             return DropoutBlock(features, rate, rngs=rngs)
 
@@ -123,7 +122,7 @@ class DropoutStack(nnx.Module):
         return forward(x, self.layers)
 
 
-# --8<-- [end:training]
+# region: end
 
 
 def scan_over_layers(

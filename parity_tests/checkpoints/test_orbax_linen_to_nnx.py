@@ -205,7 +205,12 @@ def test_the_entry_leaves_no_files(tmp_path, monkeypatch):
 
 
 def test_pitfall_a_checkpoint_of_another_width():
-    """Of one leaf: after an error, orbax still reads the others on a closed loop."""
+    """`ValueError: Requested shape: (3, 4) is not compatible with the stored shape: (3,
+    2)`
+
+    The target is of another width than the checkpoint. This is the one check of shapes
+    on the way from disk to model: restore into a target.
+    """
     kernel = jax.ShapeDtypeStruct((3, 4), jnp.float32)
     with (
         saved({"kernel": jnp.ones((3, 2))}) as path,
@@ -215,6 +220,12 @@ def test_pitfall_a_checkpoint_of_another_width():
 
 
 def test_pitfall_the_target_names_every_collection():
+    """`ValueError: User-provided restore item and on-disk value metadata tree
+    structures do not match`
+
+    The target names every collection that is in the checkpoint. One with `params` alone
+    raises this. Restore all and take what you need, as in "The params only" above.
+    """
     variables = random_variables(3, 2)
     with (
         saved(variables) as path,
@@ -224,6 +235,10 @@ def test_pitfall_the_target_names_every_collection():
 
 
 def test_pitfall_a_folder_that_exists():
+    """`ValueError: Destination ... already exists`
+
+    A save into a folder that exists raises this. Save each step under its own name.
+    """
     with (
         saved(random_variables(3, 2)) as path,
         pytest.raises(ValueError, match=r"Destination .* already exists"),
@@ -232,6 +247,12 @@ def test_pitfall_a_folder_that_exists():
 
 
 def test_pitfall_replace_by_pure_dict_takes_any_shape_and_a_part():
+    """`nnx.replace_by_pure_dict` takes any shape, and a part
+
+    It stores a (7, 7) array in a kernel of shape (3, 2). Leaves that the dict lacks
+    keep the values they had: in a real model those it was initialised with. Restore
+    into a target, so that orbax has compared both before.
+    """
     graphdef, state = nnx.split(create_model(3, 2))
     before = nnx.to_pure_dict(state)
     values = {"hidden": {"kernel": jnp.zeros((7, 7))}}
@@ -242,6 +263,12 @@ def test_pitfall_replace_by_pure_dict_takes_any_shape_and_a_part():
 
 
 def test_pitfall_layers_of_one_shape_swap_silently():
+    """Two layers of one shape swap without an error
+
+    With `Dense_0` and `Dense_1` swapped in the table of names, layers of the same shape
+    load into each other's place. Names are yours to check: compare the outputs of both
+    models.
+    """
     variables, x = random_variables(3, 3), batch(3)
     swapped = {"hidden": "Dense_1", "norm": "BatchNorm_0", "output": "Dense_0"}
     with saved(variables) as path:
@@ -252,7 +279,12 @@ def test_pitfall_layers_of_one_shape_swap_silently():
 
 
 def test_pitfall_a_loaded_model_is_in_train_mode():
-    """Until `eval`: BatchNorm normalizes with the batch, and changes its statistics."""
+    """A loaded model is in train mode
+
+    Without `model.eval()`, BatchNorm normalizes with the batch and overwrites the
+    statistics that were just loaded: the outputs differ from Linen's, and nothing is
+    raised.
+    """
     variables, x = random_variables(3, 2), batch(3)
     target = nnx.eval_shape(lambda: create_model(3, 2))
     model = mapping.to_nnx(variables, target, rename=RENAME)
@@ -267,6 +299,11 @@ def test_pitfall_a_loaded_model_is_in_train_mode():
 
 
 def test_pitfall_params_without_their_statistics():
+    """Params without their statistics
+
+    With the params of the checkpoint and the statistics of a new model, evaluation
+    gives other numbers, and nothing is raised.
+    """
     variables, x = random_variables(3, 2), batch(3)
     with saved(variables) as path:
         model = nnx_side.load_params(path, 3, 2)
@@ -275,6 +312,11 @@ def test_pitfall_params_without_their_statistics():
 
 
 def test_pitfall_the_target_decides_the_dtype():
+    """The target decides the dtype
+
+    A bfloat16 checkpoint restored into a float32 target is float32, on both sides. Cast
+    the target to keep what was saved.
+    """
     variables = random_variables(3, 2, dtype=jnp.bfloat16)
     with saved(variables) as path:
         model = nnx_side.load_checkpoint(path, 3, 2)
@@ -286,6 +328,12 @@ def test_pitfall_the_target_decides_the_dtype():
 
 
 def test_pitfall_a_saved_state_has_one_level_more():
+    """A saved `nnx.State` has one level more
+
+    Restored without a target, its kernel is at `["hidden"]["kernel"]["value"]`. A pure
+    dict as target raises a `ValueError`, `tree structures do not match`; a state as
+    target fits. Save `nnx.to_pure_dict(state)` and the level is gone.
+    """
     model = create_model(3, 2)
     state = nnx.state(model)
     with saved(state) as path:
@@ -300,6 +348,12 @@ def test_pitfall_a_saved_state_has_one_level_more():
 
 
 def test_pitfall_indices_of_a_list_come_back_as_text():
+    """Indices of a list come back as text
+
+    The keys of an `nnx.List` are numbers in a pure dict. Without a target orbax
+    restores `"0"`, `"1"`, `"10"`, in the order of text; into a target, numbers in their
+    order.
+    """
     layers = nnx.List(nnx.Linear(1, 1, rngs=nnx.Rngs(i)) for i in range(11))
     pure = nnx.to_pure_dict(nnx.state(layers))
     with saved(pure) as path:
@@ -308,6 +362,13 @@ def test_pitfall_indices_of_a_list_come_back_as_text():
 
 
 def test_pitfall_dropout_keys_of_an_abstract_model():
+    """`TypeError: 'ShapeDtypeStruct' object is not subscriptable`
+
+    A model from `nnx.eval_shape` holds abstract values until they are replaced, and no
+    Linen checkpoint has a value for its RNG keys. Dropout raises this when it draws.
+    Give the layer keys, `dropout.rngs = nnx.Rngs(0).fork()`, or build the real model
+    and replace its values.
+    """
     dropout = nnx.eval_shape(lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
     with pytest.raises(TypeError, match="'ShapeDtypeStruct' object is not"):
         dropout(jnp.ones(3))

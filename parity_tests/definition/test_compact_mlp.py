@@ -179,7 +179,12 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_the_outer_layer_of_a_nested_call_is_the_first():
-    """And where the widths are equal, loading it by number is silent."""
+    """The outer layer of a nested call is `Dense_0`
+
+    Loaded in the order of application, its params go to the wrong layers. `load_params`
+    finds it by the shapes; where all widths are equal there is nothing to find, and the
+    outputs are wrong.
+    """
     x = random_input(5, 0, jnp.float32)
     module = linen.NestedMLP(5, 5)
     variables, model, _ = random_pair(
@@ -206,6 +211,12 @@ class WithLayerInFront(nn.Module):
 
 
 def test_pitfall_linen_a_layer_added_in_front_takes_the_params_of_the_next():
+    """Linen: a layer added in front takes the params of the next
+
+    It becomes `Dense_0`, and every later layer counts one up. Old params spread over
+    new ones go to the new first layer without an error where the shapes allow it, and
+    the last layer keeps its initial values. Attributes do not move.
+    """
     x = jnp.ones(5)
     old = linen.MLP(5, 5).init(jax.random.key(0), x)["params"]
     new = WithLayerInFront(5, 5).init(jax.random.key(1), x)["params"]
@@ -217,6 +228,12 @@ def test_pitfall_linen_a_layer_added_in_front_takes_the_params_of_the_next():
 
 
 def test_pitfall_linen_an_old_checkpoint_misses_the_last_layer():
+    """Linen: `ScopeParamNotFoundError: Could not find parameter named "kernel" in scope
+    "/Dense_2".`
+
+    Old params given as they are to a model with a layer more: the names that they have
+    are used by other layers, and the last name is missing.
+    """
     x = jnp.ones(5)
     old = linen.MLP(5, 5).init(jax.random.key(0), x)
     with pytest.raises(
@@ -226,16 +243,33 @@ def test_pitfall_linen_an_old_checkpoint_misses_the_last_layer():
 
 
 def test_pitfall_an_nnx_layer_takes_the_size_of_its_input():
+    """`TypeError: Linear.__init__() missing 1 required positional argument:
+    'out_features'`
+
+    `nn.Dense(2)` reads the size of its input from `x`. `nnx.Linear` takes two sizes,
+    and one alone is taken for that of the input.
+    """
     with pytest.raises(TypeError, match="positional argument: 'out_features'"):
         nnx.Linear(2, rngs=nnx.Rngs(0))
 
 
 def test_pitfall_a_layer_without_rngs():
+    """`TypeError: Linear.__init__() missing 1 required keyword-only argument: 'rngs'`
+
+    An nnx layer makes its params in the constructor, so the constructor takes the keys.
+    A Linen module takes them in `init`.
+    """
     with pytest.raises(TypeError, match="keyword-only argument: 'rngs'"):
         nnx.Linear(3, 2)
 
 
 def test_pitfall_nnx_initial_values_depend_on_the_order_of_construction():
+    """Initial values follow the order of construction
+
+    Swap two lines of an nnx constructor and the two layers swap their initial values.
+    In Linen a layer's initial values follow its name, and the order does not matter.
+    """
+
     class Ordered(nnx.Module):
         def __init__(self, first, second, rngs):
             setattr(self, first, nnx.Linear(5, 5, rngs=rngs))
@@ -259,6 +293,11 @@ def test_pitfall_nnx_initial_values_depend_on_the_order_of_construction():
 
 
 def test_pitfall_the_same_seed_gives_other_weights():
+    """The same seed gives other weights
+
+    Linen folds a hash of the path into the key and nnx a count, so no seed gives both
+    the same kernels. Copy the params to compare the two.
+    """
     model = create("MLP", 1, 5, 33, seed=0)
     params = linen.MLP(5, 33).init(jax.random.key(0), jnp.ones(1))["params"]
     assert not np.allclose(params["Dense_0"]["kernel"], model.hidden.kernel[...])

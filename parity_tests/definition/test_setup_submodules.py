@@ -161,6 +161,12 @@ class Holder(nnx.Module):
 
 @pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
 def test_pitfall_a_plain_container_of_layers(kind):
+    """`ValueError: Found data on value of type '<class 'list'>' assigned to static
+    attribute 'layers'`
+
+    A plain list, tuple or dict of layers on an nnx module. Give it to `nnx.List` or
+    `nnx.Dict`, or mark it with `nnx.data`.
+    """
     layer = nnx.Linear(5, 5, rngs=nnx.Rngs(0))
     held = {"list": [layer], "tuple": (layer,), "dict": {"value": layer}}[kind]
     with pytest.raises(ValueError, match="Found data on value of type"):
@@ -168,6 +174,11 @@ def test_pitfall_a_plain_container_of_layers(kind):
 
 
 def test_pitfall_a_slice_of_a_list_is_a_plain_list():
+    """`ValueError: Found data on value of type '<class 'list'>'` from a slice
+
+    `model.layers[:2]` is a plain list, also where `model.layers` is an `nnx.List`. Wrap
+    the slice before you assign it.
+    """
     model = create_model(5, 3, 5)
     assert type(model.layers[:2]) is list
     with pytest.raises(
@@ -178,6 +189,11 @@ def test_pitfall_a_slice_of_a_list_is_a_plain_list():
 
 
 def test_pitfall_an_empty_plain_list_is_accepted_and_its_layers_are_lost():
+    """An empty plain list is accepted, and its layers are lost
+
+    `self.layers = []` raises nothing, since it holds no layer yet. Layers appended to
+    it later run, but are not in the state: they are neither trained nor saved.
+    """
     model = Holder([])
     model.held.append(nnx.Linear(5, 5, rngs=nnx.Rngs(0)))
     model.held[0](jnp.ones(5))  # it runs
@@ -185,6 +201,11 @@ def test_pitfall_an_empty_plain_list_is_accepted_and_its_layers_are_lost():
 
 
 def test_pitfall_an_optimizer_made_before_a_layer_was_appended():
+    """`ValueError: pytree structure error: different numbers of pytree children`
+
+    The optimizer was made before a layer was appended, and Adam has no moments for it.
+    Make a new optimizer. Plain SGD keeps no state, so it takes the step.
+    """
     model = create_model(5, 1, 5)
     sgd, adam = (
         nnx.Optimizer(model, tx, wrt=nnx.Param)
@@ -200,6 +221,12 @@ def test_pitfall_an_optimizer_made_before_a_layer_was_appended():
 
 
 def test_pitfall_the_index_in_a_path_is_an_integer():
+    """`KeyError: 'Invalid key: 0'`
+
+    The index in a path is an integer: `("layers", 0, "bias")`. Paths split from a
+    string, such as `"layers/0/bias"`, have the text `"0"` there, which a list does not
+    take.
+    """
     model = create_model(5, 2, 5)
     before = model.layers[0].bias[...]
     with pytest.raises(KeyError, match="Invalid key: 0"):
@@ -211,6 +238,11 @@ def test_pitfall_the_index_in_a_path_is_an_integer():
 
 
 def test_pitfall_linen_sorts_layers_10_before_layers_2():
+    """Linen sorts `layers_10` before `layers_2`
+
+    The leaves of both sides pair up by position for the first two layers only. Pair
+    them by name.
+    """
     _, variables, model, _ = pair(5, 12, 5)
     ours = jax.tree.leaves(variables["params"])
     theirs = jax.tree.leaves(nnx.state(model, nnx.Param))
@@ -238,6 +270,11 @@ class LinenOrdered(nn.Module):
 
 
 def test_pitfall_nnx_initial_values_depend_on_the_order_of_construction():
+    """Initial values follow the order of construction
+
+    Swap two lines of an nnx constructor and the two layers swap their initial values.
+    In Linen the order of the lines in `setup` does not matter.
+    """
     orders = ("value", "gate"), ("gate", "value")
     first, second = (Ordered(names, nnx.Rngs(0)) for names in orders)
     np.testing.assert_array_equal(first.value.kernel, second.gate.kernel)
@@ -248,6 +285,11 @@ def test_pitfall_nnx_initial_values_depend_on_the_order_of_construction():
 
 
 def test_pitfall_linen_containers_are_frozen():
+    """Linen: `AttributeError: 'tuple' object has no attribute 'append'`
+
+    Linen turns a list that `setup` assigns into a tuple, and a dict into a
+    `FrozenDict`. An `nnx.List` can be appended to.
+    """
     module, variables, _, _ = pair(5, 2, 5)
     bound = module.bind(variables)
     assert type(bound.heads) is FrozenDict
@@ -258,6 +300,11 @@ def test_pitfall_linen_containers_are_frozen():
 
 
 def test_pitfall_an_unused_submodule_has_params_in_nnx_only():
+    """A submodule that is never called has params in nnx only
+
+    Linen makes params when a layer is first called: `init` of a method that uses no
+    head gives no head. In nnx both heads are in the state from the start.
+    """
     x = jnp.ones(5)
     module = linen.GatedMLP(2, 5)
     params = module.init(jax.random.key(0), x, method="body")["params"]

@@ -181,7 +181,11 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_a_new_model_is_in_train_mode():
-    """Linen asks for the mode; a call of a new nnx model updates its statistics."""
+    """A new nnx model is in train mode
+
+    A call for a prediction updates the statistics. Linen asks for the mode. Predict
+    with `nnx.view(model, use_running_average=True)`.
+    """
     model = create_model()
     before = model.norm.mean[...]
     model(batch()[0])
@@ -189,6 +193,11 @@ def test_pitfall_a_new_model_is_in_train_mode():
 
 
 def test_pitfall_jax_jit_loses_the_statistics():
+    """`jax.jit` loses the statistics
+
+    `jax.jit` takes the model as a pytree, updates a copy of the statistics and drops
+    it. Use `nnx.jit`.
+    """
     model = create_model()
     before = model.norm.mean[...]
     jax.jit(lambda model, x: model(x))(model, batch()[0])
@@ -196,6 +205,10 @@ def test_pitfall_jax_jit_loses_the_statistics():
 
 
 def test_pitfall_closing_over_the_model_raises():
+    """`TraceContextError: Cannot mutate BatchStat from a different trace level`
+
+    The jitted function closes over the model. Make the model an argument.
+    """
     model = create_model()
     for transform in (jax.jit, nnx.jit):
         with pytest.raises(TraceContextError, match="Cannot mutate BatchStat from a"):
@@ -203,6 +216,11 @@ def test_pitfall_closing_over_the_model_raises():
 
 
 def test_pitfall_jax_grad_raises():
+    """`jax.grad` does not take the statistics along
+
+    With `rest` as an argument too, `jax.grad` raises `TraceContextError: Cannot mutate
+    BatchStat from a different trace level`. `nnx.grad` carries the updates out.
+    """
     model, (x, y) = create_model(), batch()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -215,6 +233,11 @@ def test_pitfall_jax_grad_raises():
 
 
 def test_pitfall_rest_must_be_an_argument():
+    """`rest` must be an argument of the loss
+
+    A loss that closes over `rest` raises `TraceContextError: Cannot mutate BatchStat
+    from a different trace level`.
+    """
     model, (x, y) = create_model(), batch()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     with pytest.raises(TraceContextError, match="Cannot mutate BatchStat from a"):
@@ -224,7 +247,13 @@ def test_pitfall_rest_must_be_an_argument():
 
 
 def test_pitfall_in_tree_mode_statistics_and_keys_are_differentiated(nnx_mode):
-    """Optimizer(wrt=nnx.Param) drops the extra gradients; RNG state has none."""
+    """In tree mode all of a model is differentiated
+
+    `nnx.grad(loss_fn)(model, x, y)` gives gradients of the statistics too, which
+    `nnx.Optimizer(model, tx, wrt=nnx.Param)` drops. With dropout in the model it raises
+    `TypeError: grad requires real- or complex-valued inputs`, because RNG state has no
+    gradient. The split above works in both modes.
+    """
     model, (x, y) = create_model(), batch()
     grads = nnx.grad(loss_fn)(model, x, y)
     assert len(jax.tree.leaves(grads)) == (6 if nnx_mode == "graph" else 8)
@@ -237,6 +266,10 @@ def test_pitfall_in_tree_mode_statistics_and_keys_are_differentiated(nnx_mode):
 
 
 def test_pitfall_diff_state_is_of_graph_mode(nnx_mode):
+    """`` ValueError: `argnums` cannot contain `DiffState` ``
+
+    `DiffState(0, nnx.Param)` as `argnums` of `nnx.grad` is of graph mode only.
+    """
     grad = functools.partial(nnx.grad, argnums=nnx.DiffState(0, nnx.Param))
     if nnx_mode == "graph":
         assert len(jax.tree.leaves(grad(loss_fn)(create_model(), *batch()))) == 6
@@ -246,7 +279,12 @@ def test_pitfall_diff_state_is_of_graph_mode(nnx_mode):
 
 
 def test_pitfall_eval_inside_jit_stays_in_graph_mode(nnx_mode):
-    """It sets an attribute of the model, which `nnx.jit` carries out in graph mode."""
+    """`model.eval()` inside `nnx.jit` stays in graph mode
+
+    In graph mode the attribute is carried out of the jitted function: the model
+    evaluates from then on and its statistics stand still. In tree mode it is not. Use a
+    view.
+    """
     model = create_model()
 
     @nnx.jit
@@ -262,12 +300,20 @@ def test_pitfall_eval_inside_jit_stays_in_graph_mode(nnx_mode):
 
 
 def test_pitfall_linen_without_mutable_raises():
+    """`ModifyScopeVariableError: Cannot update variable`
+
+    Linen's `apply` in train mode without `mutable=["batch_stats"]`.
+    """
     module, variables, _ = pair()
     with pytest.raises(ModifyScopeVariableError, match="Cannot update variable"):
         module.apply(variables, batch()[0], train=True)
 
 
 def test_pitfall_linen_updates_that_are_not_kept_are_lost():
+    """Linen drops updates that are not kept
+
+    `state.apply_gradients(grads=grads)` without the new statistics keeps the old ones.
+    """
     module, variables, _ = pair()
     state = linen.create_optimizer(module, variables, linen.create_tx(RATE))
     zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -277,6 +323,11 @@ def test_pitfall_linen_updates_that_are_not_kept_are_lost():
 
 
 def test_pitfall_momentum_is_the_share_of_the_old_value():
+    """`momentum` is the share of the old value
+
+    With `momentum=0.75` a statistic at 0 that meets a batch mean of 8 becomes 2, on
+    both sides.
+    """
     norm = nnx.BatchNorm(3, momentum=0.75, rngs=nnx.Rngs(0))
     norm(jnp.full((5, 3), 8.0))
     parity.assert_equal(jnp.full(3, 2.0), norm.mean[...])  # 0.75 * 0 + 0.25 * 8
@@ -289,12 +340,21 @@ def test_pitfall_momentum_is_the_share_of_the_old_value():
 
 
 def test_pitfall_before_training_evaluation_does_not_normalise():
+    """Before training, evaluation does not normalise
+
+    Running mean 0 and variance 1 leave the input as it is, up to epsilon.
+    """
     norm = nnx.BatchNorm(2, use_running_average=True, rngs=nnx.Rngs(0))
     x = jnp.array([[100.0, -3.0], [300.0, 5.0]])
     np.testing.assert_allclose(norm(x), x, rtol=1e-5)  # epsilon
 
 
 def test_pitfall_a_batch_of_one_row_is_normalised_to_nothing():
+    """A batch of one row is normalised to nothing
+
+    Its variance is zero. In train mode the output is the same for every input, and the
+    layers before get no gradient.
+    """
     _, _, model = pair()
     outputs = [model(batch(1, seed=seed)[0]) for seed in (1, 2)]
     parity.assert_equal(*outputs)
@@ -304,6 +364,11 @@ def test_pitfall_a_batch_of_one_row_is_normalised_to_nothing():
 
 
 def test_pitfall_bfloat16_params_give_float32_outputs():
+    """With bfloat16 params nnx gives float32
+
+    Where params and input are bfloat16 and the statistics float32, `nnx.BatchNorm`
+    returns float32, and Linen's returns bfloat16.
+    """
     module, variables, model = pair()
     to_bfloat16 = functools.partial(
         jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16)

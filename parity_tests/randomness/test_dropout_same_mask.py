@@ -150,6 +150,11 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_the_same_seed_gives_another_mask():
+    """The same seed gives another mask
+
+    `rngs={"dropout": jax.random.key(0)}` in Linen and `nnx.Rngs(0)`,
+    `nnx.Rngs(dropout=jax.random.key(0))` or the key itself in nnx draw different masks.
+    """
     for seed in range(5):
         key = jax.random.key(seed)
         ours = linen_dropout({"dropout": key})
@@ -160,12 +165,22 @@ def test_pitfall_the_same_seed_gives_another_mask():
 
 
 def test_pitfall_nnx_draws_another_mask_at_every_call():
+    """nnx draws another mask at every call
+
+    Each draw advances the stream that the layer holds. In Linen the same key gives the
+    same mask until you change the key.
+    """
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     assert not same(dropout(ONES), dropout(ONES))
     assert same(linen_dropout({"dropout": KEY}), linen_dropout({"dropout": KEY}))
 
 
 def test_pitfall_jax_jit_repeats_the_mask():
+    """`jax.jit` repeats the mask
+
+    A model given to a `jax.jit` function comes in as a copy, and the advanced stream
+    does not come out: every call draws the same mask. `nnx.jit` brings it out.
+    """
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     repeated = jax.jit(lambda dropout: dropout(ONES))
     assert same(repeated(dropout), repeated(dropout))
@@ -174,6 +189,12 @@ def test_pitfall_jax_jit_repeats_the_mask():
 
 
 def test_pitfall_a_stream_of_the_layer_is_not_the_stream_that_made_it():
+    """The layer's own stream is a fork
+
+    A layer made with `rngs` does not draw what `rngs` would: it forks a stream when it
+    is made, which itself takes a key. Its first mask has the key `fold_in(fold_in(key,
+    0), 0)`, and not `fold_in(key, 0)`.
+    """
     rngs = nnx.Rngs(dropout=0)
     own = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=0))(ONES)
     assert not same(own, nnx.Dropout(0.5)(ONES, rngs=rngs))
@@ -183,6 +204,11 @@ def test_pitfall_a_stream_of_the_layer_is_not_the_stream_that_made_it():
 
 
 def test_pitfall_a_new_nnx_model_drops():
+    """A new nnx model drops
+
+    It is in train mode. `model.eval()` turns dropout off, and a key passed to the call
+    does not turn it on again.
+    """
     model = create_model(1, 33, 0.5)
     x = jnp.ones(1)
     assert not same(model(x), model.linear(x))
@@ -194,11 +220,21 @@ def test_pitfall_a_new_nnx_model_drops():
 
 
 def test_pitfall_linen_must_be_told_whether_to_drop():
+    """Linen: `ValueError: Parameter "deterministic" must be passed to the constructor
+    or at call time.`
+
+    Linen has no mode of the model, so each call says whether it drops.
+    """
     with pytest.raises(ValueError, match='Parameter "deterministic" must be passed'):
         nn.Dropout(0.5).apply({}, ONES, rngs={"dropout": KEY})
 
 
 def test_pitfall_a_clone_draws_the_same_masks():
+    """A clone draws the same masks
+
+    `nnx.clone` copies the streams, so that original and clone go on alike. Give the
+    clone other keys with `nnx.reseed`.
+    """
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     clone = nnx.clone(dropout)
     for _ in range(3):
@@ -208,12 +244,22 @@ def test_pitfall_a_clone_draws_the_same_masks():
 
 
 def test_pitfall_linen_takes_the_params_stream_where_dropout_has_none():
+    """Linen: `InvalidRngError`, `needs PRNG for "dropout"`
+
+    Without a key for `dropout`, Linen takes the one for `params`, silently, and without
+    that it raises this error. A key under the name `default` is no help.
+    """
     assert same(linen_dropout({"params": KEY}), linen_dropout({"dropout": KEY}))
     with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
         linen_dropout({"default": KEY})
 
 
 def test_pitfall_nnx_takes_the_default_stream_where_dropout_has_none():
+    """`KeyError: "No RngStream named 'dropout' found in Rngs."`
+
+    nnx takes the `default` stream where there is none for `dropout`, and never the one
+    for `params`. The error comes when the layer is made.
+    """
     default, named = nnx.Rngs(0), nnx.Rngs(dropout=0)
     assert same(
         nnx.Dropout(0.5, rngs=default)(ONES), nnx.Dropout(0.5, rngs=named)(ONES)
@@ -223,11 +269,21 @@ def test_pitfall_nnx_takes_the_default_stream_where_dropout_has_none():
 
 
 def test_pitfall_an_nnx_dropout_without_a_stream():
+    """`ValueError`: no `rngs` argument was provided to Dropout
+
+    A layer made without `rngs` has no stream, so each call has to pass a key.
+    """
     with pytest.raises(ValueError, match="no `rngs` argument was provided to Dropout"):
         nnx.Dropout(0.5)(ONES)
 
 
 def test_pitfall_making_a_dropout_shifts_the_layers_made_after_it():
+    """Making a dropout layer shifts the layers made after it
+
+    Its fork takes a key of the `default` stream, so every later layer has other initial
+    values. With `nnx.Rngs(params=0, dropout=1)` the two do not meet.
+    """
+
     def kernels(rngs):
         plain = nnx.Linear(5, 5, rngs=nnx.Rngs(0)).kernel[...]
         nnx.Dropout(0.5, rngs=rngs)
@@ -238,6 +294,11 @@ def test_pitfall_making_a_dropout_shifts_the_layers_made_after_it():
 
 
 def test_pitfall_a_rate_is_not_checked():
+    """The rate is not checked
+
+    Neither side refuses a rate outside 0 to 1. From 1 on, and so for a percentage, the
+    output is zeros; a rate of -0.5 keeps everything and divides it by 1.5.
+    """
     for rate in (1.0, 1.5, 50.0):
         parity.assert_equal(0 * ONES, linen_dropout({"dropout": KEY}, rate))
         parity.assert_equal(0 * ONES, nnx.Dropout(rate)(jnp.array(ONES), rngs=KEY))
@@ -247,6 +308,11 @@ def test_pitfall_a_rate_is_not_checked():
 
 
 def test_pitfall_reseed_of_a_stream_that_is_the_default_one():
+    """`nnx.reseed(model, dropout=5)` may do nothing
+
+    A layer made from `nnx.Rngs(0)` holds a stream named `default`. A name that no
+    stream has is ignored; `nnx.reseed(model, default=5)` reseeds it.
+    """
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     untouched = nnx.clone(dropout)
     nnx.reseed(dropout, dropout=5)

@@ -122,6 +122,12 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_merging_the_unmapped_state_shares_the_variables():
+    """Merging the unmapped state shares the Variables
+
+    `nnx.merge(graphdef, state)` of a state that was not mapped gives a model that
+    shares its Variables with the original: writing to one changes the other.
+    `nnx.merge(graphdef, state, copy=True)` does not share.
+    """
     _, _, model, _ = pair(5, 5)
     graphdef, state = nnx.split(model)
     shared = nnx.merge(graphdef, state)
@@ -133,7 +139,11 @@ def test_pitfall_merging_the_unmapped_state_shares_the_variables():
 
 
 def test_pitfall_rng_keys_are_in_the_state():
-    """Scale the `nnx.Param`s, not all state: a key cannot be multiplied."""
+    """`TypeError: multiply does not accept dtypes key<fry>, float32.`
+
+    RNG keys are part of the state of a model that holds dropout, and a key cannot be
+    multiplied. Map the Params only, as in "The parameters only, in place" above.
+    """
     dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     with (
         jax.numpy_dtype_promotion("standard"),  # strict stops at the counter before it
@@ -144,7 +154,12 @@ def test_pitfall_rng_keys_are_in_the_state():
 
 
 def test_pitfall_the_same_noise_goes_to_other_leaves_past_ten_layers():
-    """One key per leaf, in the order of the leaves: the orders are not the same."""
+    """The same noise goes to other leaves past ten layers
+
+    Keys are dealt to the leaves in their order. Linen sorts `layers_10` before
+    `layers_2` and nnx counts, so with twelve layers only the first two get the same
+    noise.
+    """
     ours = {f"layers_{i}": jnp.zeros(()) for i in range(12)}
     theirs = nnx.List([nnx.Param(jnp.zeros(())) for _ in range(12)])
     ours, theirs = (
@@ -156,6 +171,11 @@ def test_pitfall_the_same_noise_goes_to_other_leaves_past_ten_layers():
 
 
 def test_pitfall_update_checks_neither_shape_nor_name():
+    """`nnx.update` checks neither shape nor name
+
+    It stores a (7, 7) array in a kernel of shape (3, 2). Given a Param under the
+    misspelt name `kernal`, it adds it to the model as a new attribute.
+    """
     _, _, model, _ = pair(5, 5)
     nnx.update(model, {"kernel": jnp.zeros((7, 7)), "kernal": nnx.Param(jnp.zeros(2))})
     assert model.kernel.shape == (7, 7)
@@ -163,6 +183,11 @@ def test_pitfall_update_checks_neither_shape_nor_name():
 
 
 def test_pitfall_a_numpy_scalar_widens_bfloat16():
+    """A numpy scalar widens bfloat16
+
+    A bfloat16 leaf times the Python number `0.5` stays bfloat16. Times
+    `np.float32(0.5)` it becomes float32.
+    """
     leaf = jnp.ones(2, jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):
         assert (leaf * 0.5).dtype == jnp.bfloat16
@@ -170,7 +195,11 @@ def test_pitfall_a_numpy_scalar_widens_bfloat16():
 
 
 def test_pitfall_an_sgd_step_rounds_twice():
-    """`p - (1 - scale) p` is `scale p` up to rounding: do not mix the two idioms."""
+    """An SGD step is not bit-identical to the product
+
+    `p - (1 - scale) * p` rounds twice and `scale * p` once: they agree to a relative
+    3e-7 in float32. Use the same one on both sides when you compare.
+    """
     _, variables, _, _ = pair(33, 33)
     scaled = linen.scale_params(variables, 0.9)["params"]["kernel"]
     stepped = linen.scale_by_sgd(variables, 0.9)["params"]["kernel"]

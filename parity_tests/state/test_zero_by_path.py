@@ -126,6 +126,10 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_a_map_without_the_path_zeroes_the_bias_too():
+    """A map without the path zeroes the bias too
+
+    `jax.tree.map(jnp.zeros_like, ...)` takes every leaf, on both sides.
+    """
     _, variables, model, _ = pair(5, 5)
     state = jax.tree.map(jnp.zeros_like, nnx.state(model))
     assert not np.any(state["bias"])
@@ -133,7 +137,11 @@ def test_pitfall_a_map_without_the_path_zeroes_the_bias_too():
 
 
 def test_pitfall_the_last_key_of_an_nnx_path_is_value():
-    """`path[-1]` is the leaf's name in Linen, and `.value` of the Variable in nnx."""
+    """The last key of an nnx path is `.value`
+
+    `path[-1]` is the name of the leaf in Linen: `['kernel']`. In nnx the path is
+    `['kernel'].value`, so a test on `path[-1]` never sees the name.
+    """
     _, variables, model, _ = pair(5, 5)
     keystr = jax.tree_util.keystr
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(model))]
@@ -143,6 +151,10 @@ def test_pitfall_the_last_key_of_an_nnx_path_is_value():
 
 
 def test_pitfall_a_state_cannot_be_called():
+    """`TypeError: 'State' object is not callable`
+
+    A state is data. Merge it first: `nnx.merge(graphdef, state)(x)`.
+    """
     _, _, model, x = pair(5, 5)
     graphdef, state = nnx.split(model)
     with pytest.raises(TypeError, match="'State' object is not callable"):
@@ -151,7 +163,13 @@ def test_pitfall_a_state_cannot_be_called():
 
 
 def test_pitfall_merging_an_unmapped_part_shares_its_variables():
-    """Only the mapped part of a split is new; `copy=True` makes the rest new too."""
+    """Merging an unmapped part shares its Variables
+
+    After `graphdef, params, rest = nnx.split(model, nnx.Param, ...)` and a map over
+    `params`, only the mapped part is new. The merged model's batch statistics, in
+    `rest`, are the Variables of the original. `nnx.merge(..., copy=True)` makes them
+    new too.
+    """
     _, _, model, _ = block_pair()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(jnp.zeros_like, params)

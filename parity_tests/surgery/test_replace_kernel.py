@@ -90,6 +90,12 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_raw_array_is_not_trained():
+    """`model.kernel = array` leaves the kernel untrained
+
+    The assignment replaces the Param by a plain array. The model still runs, but
+    `nnx.state(model, nnx.Param)` no longer holds the kernel and the optimizer leaves it
+    as it is. Write `model.kernel = nnx.Param(array)`.
+    """
     _, _, model, x = pair(5, 5)
     model.kernel = jnp.ones((5, 5))
     before = model(x)  # still runs
@@ -103,6 +109,11 @@ def test_pitfall_raw_array_is_not_trained():
 
 
 def test_pitfall_indexed_assignment_broadcasts_and_keeps_the_dtype():
+    """`model.kernel[...] = array` broadcasts and keeps the old dtype
+
+    Two values assigned to a kernel of shape (3, 2) fill all three rows. A bfloat16
+    array assigned to a float32 Param is stored as float32.
+    """
     _, _, model, _ = pair(5, 5)
     with jax.numpy_dtype_promotion("standard"):
         model.kernel[...] = jnp.asarray([1, 2, 3, 4, 5], jnp.bfloat16)
@@ -111,12 +122,22 @@ def test_pitfall_indexed_assignment_broadcasts_and_keeps_the_dtype():
 
 
 def test_pitfall_set_value_takes_the_new_shape_and_dtype():
+    """`model.kernel.set_value(array)` takes any shape and dtype
+
+    It replaces what the Param holds: a float32 kernel of shape (3, 2) becomes a
+    bfloat16 array of shape (2,), and nothing is checked.
+    """
     _, _, model, _ = pair(5, 5)
     model.kernel.set_value(jnp.ones(2, jnp.bfloat16))
     assert (model.kernel.shape, model.kernel.dtype) == ((2,), jnp.bfloat16)
 
 
 def test_pitfall_flipped_kernel_fails_only_at_the_call():
+    """`TypeError: dot_general requires contracting dimensions to have the same shape`
+
+    A kernel of flipped shape. The assignment is accepted; the error comes at the next
+    call of the model. A kernel has shape (din, features) on both sides.
+    """
     _, _, model, x = pair(1, 33)
     model.kernel = nnx.Param(jnp.ones((33, 1)))  # no error yet
     with pytest.raises(TypeError, match="contracting dimensions"):
@@ -124,6 +145,11 @@ def test_pitfall_flipped_kernel_fails_only_at_the_call():
 
 
 def test_pitfall_flipped_square_kernel_is_silent():
+    """A flipped square kernel gives no error
+
+    The shapes fit and the output is wrong. `parity.assert_parity` finds it: its
+    `ParityError` names `params/kernel`.
+    """
     module, variables, model, x = pair(5, 5)
     model.kernel = nnx.Param(model.kernel[...].T)
     with pytest.raises(parity.ParityError, match="params/kernel"):
@@ -131,6 +157,11 @@ def test_pitfall_flipped_square_kernel_is_silent():
 
 
 def test_pitfall_float64_array_stays_float64_in_a_param():
+    """A numpy float64 array stays float64 in the Param
+
+    `nnx.Param(np.ones((3, 2)))` keeps the numpy array, of dtype float64, in the state,
+    while 32-bit JAX computes in float32. Write `nnx.Param(jnp.asarray(array))`.
+    """
     _, _, model, x = pair(5, 5)
     float64 = np.ones((5, 5))
     model.kernel = nnx.Param(float64)
@@ -142,7 +173,12 @@ def test_pitfall_float64_array_stays_float64_in_a_param():
 
 
 def test_pitfall_value_is_deprecated():
-    """Read with `variable[...]` or `get_value`, write with `[...] =` or `set_value`."""
+    """`DeprecationWarning: '.value' access is now deprecated`
+
+    Reading `.value` and assigning to it both warn. Read with `variable[...]` or
+    `variable.get_value()`; write with `variable[...] = value` or
+    `variable.set_value(value)`, which differ as the two entries above say.
+    """
     _, _, model, _ = pair(5, 5)
     with pytest.warns(DeprecationWarning, match=r"variable\[\.\.\.\]"):
         old = model.kernel.value
@@ -153,6 +189,11 @@ def test_pitfall_value_is_deprecated():
 
 
 def test_pitfall_copying_the_variable_ties_the_two_models():
+    """`model.kernel = donor.kernel` ties the two models
+
+    Both models then hold one Variable: writing to the donor's kernel changes the
+    model's. Copy the array: `nnx.Param(donor.kernel[...])`.
+    """
     _, _, donor, _ = pair(5, 5, seed=1)
     _, _, model, _ = pair(5, 5, seed=2)
     model.kernel = donor.kernel
@@ -162,7 +203,12 @@ def test_pitfall_copying_the_variable_ties_the_two_models():
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_pitfall_nnx_jit_in_tree_mode_drops_the_assignment(nnx_mode, in_place):
-    """What the jitted function returns is right; the caller's model is the old one."""
+    """`nnx.jit` in tree mode drops the assignment
+
+    A jitted function that assigns `model.kernel = nnx.Param(...)` returns the right
+    output, and leaves the caller's model as it was. In graph mode the caller's model is
+    edited, and `model.kernel[...] = array` edits it in both modes.
+    """
     _, _, model, x = pair(5, 5)
     before, ones = model.kernel[...], jnp.ones((5, 5))
 
@@ -181,7 +227,12 @@ def test_pitfall_nnx_jit_in_tree_mode_drops_the_assignment(nnx_mode, in_place):
 
 
 def test_pitfall_nnx_jit_in_tree_mode_does_not_return_its_argument(nnx_mode):
-    """The Variables that the edit leaves alone are input and output at once."""
+    """`ValueError: Duplicate Param` from `nnx.jit` in tree mode
+
+    The jitted function returns the model that it got. The Variables that the edit left
+    alone are then input and output at once, which graph mode allows and tree mode does
+    not.
+    """
     _, _, model, _ = pair(5, 5)
 
     @nnx.jit
@@ -197,6 +248,12 @@ def test_pitfall_nnx_jit_in_tree_mode_does_not_return_its_argument(nnx_mode):
 
 
 def test_pitfall_cached_partial_refuses_the_assignment(nnx_mode):
+    """`ValueError: The graph structure of a node added to cached_partial was mutated`
+
+    `nnx.cached_partial` takes a function that leaves the model's structure alone: a new
+    `nnx.Param` is a new structure. Split, map and merge, or edit in place. In tree mode
+    it refuses every call: `cached_partial is a graph-mode-only API`.
+    """
     _, _, model, x = pair(5, 5)
 
     def edit_and_apply(model, x):
@@ -217,6 +274,11 @@ def test_pitfall_cached_partial_refuses_the_assignment(nnx_mode):
 
 
 def test_pitfall_plain_dict_can_be_edited_in_place():
+    """Linen: a plain dict can be edited in place
+
+    Every holder of the dict sees the new kernel. A FrozenDict stops it with
+    `ValueError: FrozenDict is immutable.`
+    """
     module, frozen, _, x = pair(5, 5)
     plain = jax.tree.map(lambda leaf: leaf, frozen.unfreeze())
     before = module.apply(plain, x)
@@ -238,6 +300,11 @@ def test_plain_dict_needs_no_freeze():
 
 
 def test_pitfall_linen_ignores_an_extra_key():
+    """Linen: `apply` ignores an extra key
+
+    Spread the new kernel in under a misspelt name, `kernal`, and the output is that of
+    the old kernel.
+    """
     module, variables, _, x = pair(5, 5)
     params = {**variables["params"], "kernal": jnp.zeros((5, 5))}
     parity.assert_equal(module.apply(variables, x), module.apply({"params": params}, x))

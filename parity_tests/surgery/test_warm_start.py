@@ -201,7 +201,12 @@ def test_linen_entry_from_its_own_seed(extra):
 
 
 def test_pitfall_the_same_seed_hides_a_missing_copy():
-    """Layers built in the same order from one seed are the same, copied or not."""
+    """The same seed on both models hides a missing copy
+
+    Layers built in the same order from one seed are equal, copied or not, on both
+    sides. A test that seeds both models alike passes without the copy. Give them
+    different seeds.
+    """
     small, big = create_model(5, 2, 5, seed=0), create_model(5, 3, 5, seed=0)
     for i in range(2):
         np.testing.assert_array_equal(small.layers[i].kernel, big.layers[i].kernel)
@@ -212,6 +217,11 @@ def test_pitfall_the_same_seed_hides_a_missing_copy():
 
 
 def test_pitfall_copying_the_variable_ties_the_two_models():
+    """Assigning the Param itself ties the two models
+
+    After `big.layers[0].kernel = small.layers[0].kernel` both models hold one Variable:
+    writing to the small model's kernel changes the big model's.
+    """
     model = pair(5, 2, 1, 5).model
     model.big.layers[0].kernel = model.small.layers[0].kernel
     model.small.layers[0].kernel[...] = jnp.zeros((5, 5))
@@ -219,6 +229,13 @@ def test_pitfall_copying_the_variable_ties_the_two_models():
 
 
 def test_pitfall_a_tied_pair_cannot_be_split_in_tree_mode(nnx_mode):
+    """`ValueError: Duplicate Param`
+
+    In tree mode, `nnx.split` of a model that holds both networks raises this once one
+    of them shares a Variable with the other, as in `big.layers[0].kernel =
+    small.layers[0].kernel`. In graph mode the split is accepted. Copy the array:
+    `nnx.Param(small.layers[0].kernel[...])`.
+    """
     model = pair(5, 2, 1, 5).model
     model.big.layers[0].kernel = model.small.layers[0].kernel
     if nnx_mode == "graph":
@@ -229,7 +246,11 @@ def test_pitfall_a_tied_pair_cannot_be_split_in_tree_mode(nnx_mode):
 
 
 def test_pitfall_linen_drops_layers_that_the_big_model_lacks():
-    """Small and big swapped: nnx raises, Linen's `apply` ignores the extra layer."""
+    """Linen: layers that the big model lacks are dropped
+
+    Pass small and big in the wrong order and the Linen spread yields one layer too
+    many, which `apply` ignores. The nnx loop raises an `IndexError`.
+    """
     both = pair(5, 2, 1, 5)
     edited = linen.copy_layers(both.side("big"), both.side("small"))
     assert set(edited["params"]) == {"layers_0", "layers_1", "layers_2"}
@@ -239,6 +260,11 @@ def test_pitfall_linen_drops_layers_that_the_big_model_lacks():
 
 
 def test_pitfall_identity_layers_need_a_zero_bias():
+    """An identity layer needs a zero bias too
+
+    With an identity kernel and the bias it had, the new layer still shifts the output.
+    Zero the bias and the outputs are equal bit for bit.
+    """
     both = pair(5, 1, 1, 5)
     model = both.model
     nnx_side.copy_layers(model.small, model.big)

@@ -130,6 +130,12 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_plain_list_of_layers_is_an_error():
+    """`ValueError: Found data on value of type '<class 'list'>' assigned to static
+    attribute 'layers'`
+
+    The layers are in a plain Python list. Put them in an `nnx.List`.
+    """
+
     class PlainList(nnx.Module):
         def __init__(self, rngs):
             self.layers = [nnx.Linear(2, 2, rngs=rngs) for _ in range(3)]
@@ -139,13 +145,22 @@ def test_pitfall_plain_list_of_layers_is_an_error():
 
 
 def test_pitfall_one_past_the_last_layer():
+    """`IndexError: Index out of bounds`
+
+    `model.layers[2]` of a model of two layers is one past the last. Linen has no such
+    check, as the next entry shows.
+    """
     _, _, model, _ = pair(5, 2, 5)
     with pytest.raises(IndexError):
         model.layers[2]
 
 
 def test_pitfall_linen_adds_a_layer_that_no_one_applies():
-    """The spread update with a wrong name is silent: `apply` ignores the extra key."""
+    """Linen: the spread adds a layer that no one applies
+
+    An edit under `layers_2` of a model of two layers adds a third key. `apply` ignores
+    it and the output is unchanged.
+    """
     module, variables, _, x = pair(5, 2, 5)
     params = variables["params"]
     extra = jax.tree.map(jnp.zeros_like, params["layers_1"])
@@ -154,6 +169,11 @@ def test_pitfall_linen_adds_a_layer_that_no_one_applies():
 
 
 def test_pitfall_the_last_name_is_not_the_last_layer():
+    """Linen: `max(params)` is not the last layer
+
+    With twelve layers the largest name is `layers_9`, because names compare as text.
+    The last layer is `layers_11`; nnx has it at `model.layers[-1]`.
+    """
     _, variables, model, _ = pair(5, 12, 5)
     assert max(variables["params"]) == "layers_9"
     last = variables["params"]["layers_11"]["kernel"]
@@ -161,6 +181,12 @@ def test_pitfall_the_last_name_is_not_the_last_layer():
 
 
 def test_pitfall_leaves_are_in_another_order_past_ten_layers():
+    """Past ten layers the leaves come in another order
+
+    Linen sorts `layers_10` and `layers_11` before `layers_2`; an `nnx.List` counts.
+    Leaves paired by position, as in `zip(jax.tree.leaves(a), jax.tree.leaves(b))`, are
+    mismatched from the third layer on. Pair them by path.
+    """
     _, variables, model, _ = pair(5, 12, 5)
     ours, theirs = jax.tree.leaves(variables), jax.tree.leaves(nnx.state(model))
     differing = [

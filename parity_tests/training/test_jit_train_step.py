@@ -153,7 +153,12 @@ def test_linen_entry_from_its_own_seed():
 
 
 def test_pitfall_a_frozen_dict_of_statistics_traces_twice():
-    """`apply` gives a plain dict: the second state is of another structure."""
+    """Linen: a `FrozenDict` of statistics traces twice
+
+    The statistics that `apply` returns are a plain dict. Where the first state holds a
+    `FrozenDict`, the second one is of another structure, and the step is traced and
+    compiled again.
+    """
     pair, traces = Pair(), []
 
     @jax.jit
@@ -169,6 +174,12 @@ def test_pitfall_a_frozen_dict_of_statistics_traces_twice():
 
 
 def test_pitfall_jax_jit_of_the_modules_loses_every_update():
+    """`jax.jit` of the modules loses every update
+
+    `jax.jit(train_step)(model, optimizer, x, y)` runs and returns a loss. Its modules
+    are copies: parameters, statistics and moments stay as they were, and so does the
+    loss.
+    """
     pair = Pair()
     before = nnx.to_pure_dict(nnx.state(pair.trained))
     step = jax.jit(nnx_side.train_step)
@@ -178,6 +189,12 @@ def test_pitfall_jax_jit_of_the_modules_loses_every_update():
 
 
 def test_pitfall_a_model_that_jax_jit_closes_over(nnx_mode):
+    """`ValueError: Cannot extract graph node from different trace level`
+
+    The function under `jax.jit` closes over the model instead of taking its state. In
+    tree mode it is a `TraceContextError`: `Cannot mutate BatchStat from a different
+    trace level`.
+    """
     pair = Pair()
     step = jax.jit(lambda x, y: nnx_side.train_step(*pair.trained, x, y))
     if nnx_mode == "graph":
@@ -193,6 +210,11 @@ def test_pitfall_a_model_that_jax_jit_closes_over(nnx_mode):
 
 
 def test_pitfall_the_model_is_behind_until_it_is_updated():
+    """The model is behind until it is updated
+
+    While the state is held as a dict, the model keeps its first values. Evaluate what
+    `nnx.merge` gives, or call `nnx.update((model, optimizer), state)` first.
+    """
     pair = Pair()
     bias = pair.model.head.bias[...]
     graphdef, state = nnx.split(pair.trained)
@@ -211,6 +233,12 @@ def test_pitfall_the_model_is_behind_until_it_is_updated():
 
 
 def test_pitfall_donating_the_state_deletes_the_arrays_of_the_model():
+    """`RuntimeError: Array has been deleted`
+
+    The state shares its arrays with the model that it was split from. Donated, with
+    `donate_argnums=0`, they are gone from the model too, until `nnx.update` gives it
+    new ones.
+    """
     pair = Pair()
     state = nnx.to_pure_dict(nnx.state(pair.trained))
     step = jax.jit(lambda state: jax.tree.map(jnp.add, state, state), donate_argnums=0)
@@ -220,7 +248,12 @@ def test_pitfall_donating_the_state_deletes_the_arrays_of_the_model():
 
 
 def test_pitfall_a_param_that_is_replaced_later_is_not_trained(nnx_mode):
-    """The step holds the Variables: it goes on with those that it was given."""
+    """A Param that is replaced later is not trained
+
+    `nnx.cached_partial` and `nnx.jit_partial` go on with the Variables that they were
+    given. `model.head.kernel[...] = array` reaches them; `model.head.kernel =
+    nnx.Param(array)` does not, and the new Param stays as it is.
+    """
     pair = Pair()
     if nnx_mode == "graph":
         step = nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.trained)
@@ -237,6 +270,10 @@ def test_pitfall_a_param_that_is_replaced_later_is_not_trained(nnx_mode):
 
 
 def test_pitfall_cached_partial_takes_graph_mode(nnx_mode):
+    """`ValueError: cached_partial is a graph-mode-only API`
+
+    In tree mode, take `nnx.jit_partial` or hold a pure dict.
+    """
     pair = Pair()
     if nnx_mode == "graph":
         nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.trained)
@@ -246,6 +283,11 @@ def test_pitfall_cached_partial_takes_graph_mode(nnx_mode):
 
 
 def test_pitfall_a_python_number_that_changes_traces_again():
+    """A Python number that changes traces again
+
+    `model.epoch = epoch` is part of the graphdef. Each new value traces and compiles
+    the step once more. Keep it in a Variable, or outside of the model.
+    """
     model, traces = create_model(3, 1, 3), []
 
     @nnx.jit
@@ -260,6 +302,12 @@ def test_pitfall_a_python_number_that_changes_traces_again():
 
 
 def test_pitfall_every_dropout_with_rngs_of_its_own_adds_two_leaves():
+    """Every dropout with `rngs` of its own adds two leaves
+
+    `nnx.Dropout(rate, rngs=rngs)` forks a stream: 64 of them put 64 keys and 64 counts
+    into the state that every step carries. One stream of the model, handed to each
+    layer, is two leaves.
+    """
     rngs = nnx.Rngs(dropout=0)
     own = nnx.List(nnx.Dropout(0.1, rngs=rngs) for _ in range(64))
     assert len(jax.tree.leaves(nnx.state(own, nnx.RngState))) == 128
@@ -268,6 +316,12 @@ def test_pitfall_every_dropout_with_rngs_of_its_own_adds_two_leaves():
 
 
 def test_pitfall_nnx_grad_of_the_whole_model(nnx_mode):
+    """`TypeError: grad requires real- or complex-valued inputs ... got uint32`
+
+    In tree mode `nnx.grad(loss_fn)(model)` differentiates every leaf, and the count of
+    a dropout stream is a whole number. Split the Params off, as the step does. In graph
+    mode it differentiates the Params only.
+    """
     pair = Pair()
     x, y = pair.batches[0]
 

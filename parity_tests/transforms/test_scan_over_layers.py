@@ -253,6 +253,12 @@ def test_linen_entry_from_its_own_seed():
 
 @pytest.mark.parametrize("side", ["linen", "nnx"])
 def test_pitfall_layers_from_one_key_are_identical(side):
+    """All layers start identical
+
+    With `nnx.vmap(in_axes=None, axis_size=n)`, and in Linen with `split_rngs={"params":
+    False}`, one key serves all layers: their kernels are the same, and nothing is
+    raised on either side.
+    """
     if side == "linen":
         kernel = kernels(2, 3, params=False)
     else:
@@ -267,12 +273,24 @@ def test_pitfall_layers_from_one_key_are_identical(side):
 
 
 def test_pitfall_a_stream_that_split_rngs_does_not_name():
-    """Linen drops the stream inside the scan; the initial params and eval do work."""
+    """`InvalidRngError: dense needs PRNG for "params"`
+
+    Linen drops a stream that `split_rngs` does not name inside the scan. Without
+    `params` there, `init` raises this. Without `dropout` only training raises it, for
+    "dropout", and `init` and evaluation work.
+    """
     with pytest.raises(flax.errors.InvalidRngError, match="dense needs PRNG for"):
         kernels(2, 3)
 
 
 def test_pitfall_rngs_that_are_not_split_have_no_axis():
+    """`ValueError: ... its rank should be at least 1, but is only 0`
+
+    `nnx.vmap` with `in_axes=0` maps axis 0 of the key, which has none until
+    `nnx.split_rngs` gives it one. Put `@nnx.split_rngs(splits=num_layers)` above
+    `@nnx.vmap`.
+    """
+
     @nnx.vmap(in_axes=0, out_axes=0)
     def create_layers(rngs):
         return nnx_side.Block(3, rngs=rngs)
@@ -284,6 +302,12 @@ def test_pitfall_rngs_that_are_not_split_have_no_axis():
 
 
 def test_pitfall_state_axes_are_of_graph_mode(nnx_mode):
+    """``ValueError: `in_axes` cannot contain `StateAxes` ``
+
+    In tree mode `nnx.StateAxes` is refused. In graph mode `nnx.StateAxes({...: 0})`
+    computes what `0` does. Where all state of a block has the layer axis, as here,
+    write `0`.
+    """
     _, _, model, x = pair(3, 2, 3)
     axes = nnx.Carry, nnx.StateAxes({...: 0})
 
@@ -299,6 +323,11 @@ def test_pitfall_state_axes_are_of_graph_mode(nnx_mode):
 
 
 def test_pitfall_the_stack_is_no_list():
+    """`TypeError: 'Block' object is not iterable`
+
+    `model.layers` is one block with stacked leaves, not a list. A loop over it raises
+    this. Scan it, or make a list of it with `unstack_layers`.
+    """
     _, _, model, x = pair(3, 2, 3)
     loop = NNXLoop(model.proj, model.layers)
     with pytest.raises(TypeError, match="'Block' object is not iterable"):
@@ -306,6 +335,12 @@ def test_pitfall_the_stack_is_no_list():
 
 
 def test_pitfall_the_carry_keeps_its_dtype():
+    """`TypeError: ... carry input and carry output must have equal types`
+
+    The block must return the dtype it takes. Behind a projection with
+    `dtype=jnp.bfloat16`, blocks in float32 work in a loop, and a scan over them raises
+    this. Give all layers one `dtype`, or cast what enters the scan.
+    """
     _, _, model, x = pair(3, 2, 3)
     model.proj = nnx.Linear(3, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     loop = NNXLoop(model.proj, nnx_side.unstack_layers(model.layers))
@@ -316,7 +351,12 @@ def test_pitfall_the_carry_keeps_its_dtype():
 
 
 def test_pitfall_a_stack_of_another_depth_is_taken():
-    """The depth is in the arrays alone. Linen's `length` is checked."""
+    """nnx: a stack of another depth is taken
+
+    The depth is in the arrays alone. `nnx.update` of a stack of two layers with one of
+    three gives a model of three. Linen compares the arrays with `length`, and raises
+    `ValueError: scan got length argument of 2 which disagrees with leading axis sizes`.
+    """
     module, _, model, x = pair(3, 2, 3)
     _, deeper, donor, _ = pair(3, 3, 3, seed=1)
     nnx.update(model, nnx.state(donor))
@@ -326,6 +366,11 @@ def test_pitfall_a_stack_of_another_depth_is_taken():
 
 
 def test_pitfall_layers_sorted_by_name_are_stacked_in_another_order():
+    """Layers sorted by name are stacked in another order
+
+    From 11 layers on, `sorted(params)` and the leaves of a dict put `layers_10` before
+    `layers_2`. All layers have the same shapes, so nothing is raised. Stack by index.
+    """
     params = {f"layers_{i}": jnp.float32(i) for i in range(12)}
     by_name = jnp.stack([params[name] for name in sorted(params)])
     assert by_name.tolist() == [0, 1, 10, 11, *range(2, 10)]
@@ -333,7 +378,13 @@ def test_pitfall_layers_sorted_by_name_are_stacked_in_another_order():
 
 
 def test_pitfall_an_initializer_takes_the_layer_axis_for_fan_in():
-    """16 layers: the deviation is a quarter of what it is to be."""
+    """An initializer takes the layer axis for fan-in
+
+    `nnx.initializers.lecun_normal()` given the stacked shape, (16, 64, 64), draws
+    kernels of a quarter of the deviation that 16 kernels of shape (64, 64) have.
+    `nnx.vmap` over the constructor and `nn.scan` draw each layer by itself. For a
+    stacked Param of your own, give the initializer `batch_axis=0`.
+    """
     init, key = nnx.initializers.lecun_normal(), jax.random.key(0)
     whole = init(key, (16, 64, 64))
     by_layer = jax.vmap(lambda key: init(key, (64, 64)))(jax.random.split(key, 16))
@@ -351,6 +402,11 @@ def equations(model, x):
 
 
 def test_pitfall_a_loop_is_traced_once_per_layer():
+    """A loop is traced once per layer
+
+    The program of the scanned model holds the block once at any depth. That of a Python
+    loop holds it once per layer, and is traced and compiled so.
+    """
     for num_layers in (2, 12):
         _, _, scanned, x = pair(3, num_layers, 3)
         loop = NNXLoop(scanned.proj, nnx_side.unstack_layers(scanned.layers))
