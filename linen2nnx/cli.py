@@ -31,6 +31,7 @@ from linen2nnx.suite.check import check as run_check
 from linen2nnx.suite.results import render
 
 SIDE_WIDTH = 68
+SIDES: dict[str, catalog.Side] = {"Linen": "linen", "nnx": "nnx"}
 
 app = typer.Typer(
     help="Compare Flax Linen with Flax nnx, problem by problem, and prove both equal.",
@@ -461,7 +462,11 @@ def show(
 def _print_side_by_side(console: Console, problem: catalog.ProblemFiles) -> None:
     """Section by section, so that the two sides stay level; stacked if too narrow."""
     console.print(Text(f"{problem.name}: {problem.description}", style="bold"))
-    sides = {"Linen": problem.sections("linen"), "nnx": problem.sections("nnx")}
+    sides = {
+        side: {"imports": problem.imports(of)}
+        | {region.name: region.code for region in problem.regions(of)}
+        for side, of in SIDES.items()
+    }
     wide = console.width >= 2 * SIDE_WIDTH + 3
     for section in dict.fromkeys([*sides["Linen"], *sides["nnx"]]):
         blocks = [

@@ -1,230 +1,274 @@
-"""Benchmarks of models that are applied: as they are, or after an edit."""
+"""Timing models that are applied: as they are, or after an edit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from linen2nnx import mapping
 from linen2nnx.cost.arms import (
     EAGER,
     EDIT,
     JITTED,
     TRANSFORMED,
-    WIDTH,
     Benchmark,
     Idiom,
     anew,
 )
 from linen2nnx.cost.paired import LIMIT, REFERENCE
+from linen2nnx.leaves import flatten
+from linen2nnx.modes import MODES
+from linen2nnx.parity.pair import Pair
 
 CALL: Idiom = "model(x)", None
-ASSIGNMENT: Idiom = "attribute assignment", None
-SPLIT_MAP_MERGE: list[Idiom] = [
-    ("split/map/merge", "graph"),
-    ("split/map/merge", "tree"),
-]
+ASSIGNMENT = "attribute assignment"
+SPLIT_MAP_MERGE = "split/map/merge"
 
 
-def random_input() -> jax.Array:
-    return jax.random.normal(jax.random.key(0), (WIDTH,))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Models:
-    """Models on both sides, that are applied to the same inputs.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forward:
+    """The cost of applying the models of a pair.
 
     Attributes:
-        variables: the weights of each Linen model.
-        create: creates the nnx models that hold them, in the same order.
-        inputs: arrays; by default one of shape (WIDTH,).
-        rename: as for `mapping.table`.
+        plain: what they compute, of arrays without a framework: `(weights, *inputs)`.
+        weights: what `plain` takes first, made from the Linen variables.
+        size: of the pair with that number of layers.
+        layers: the numbers of layers; `[None]` if the number does not vary.
     """
 
-    variables: tuple[Mapping[str, Any], ...]
-    create: Callable[[], tuple[nnx.Module, ...]]
-    inputs: tuple[Any, ...] = field(default_factory=lambda: (random_input(),))
-    rename: Mapping[str, str] | None = None
+    plain: Callable[..., Any]
+    weights: Callable[[Any], Any]
+    size: Callable[[Any], tuple[Any, ...]]
+    layers: Sequence[int | None] = (None,)
 
-    def models(self) -> tuple[Any, ...]:
-        """New nnx models, since most idioms edit theirs in place."""
-        targets = nnx.eval_shape(self.create)
-        return tuple(
-            mapping.to_nnx(variables, target, rename=self.rename)
-            for variables, target in zip(self.variables, targets)
+    def benchmark(self, problem: str, pair: Callable[..., Pair]) -> Benchmark:
+        """What is timed of a problem with that name and pair."""
+        eager: list[Idiom] = [(REFERENCE, None), CALL, (LIMIT, None)]
+        return Benchmark(
+            problem,
+            lambda layers: _Applied(pair(*self.size(layers)), self),
+            {**TRANSFORMED, EAGER: eager},
+            self.layers,
         )
 
-    def call(self, what: str, idiom: str) -> Callable[[], Any]:
-        if what == JITTED:
-            function, arguments = self.program(idiom)
-        elif idiom == REFERENCE:
-            function, arguments = self.linen, (*self.variables, *self.inputs)
-        elif idiom == LIMIT:
-            function, arguments = self.plain, (*self.plain_weights(), *self.inputs)
-        else:
-            function, arguments = self.eager(idiom), (*self.models(), *self.inputs)
-        return lambda: function(*arguments)
 
-    def program(self, idiom: str) -> tuple[Any, tuple[Any, ...]]:
-        if idiom == REFERENCE:
-            return jax.jit(anew(self.linen)), (*self.variables, *self.inputs)
-        if idiom == LIMIT:
-            return jax.jit(anew(self.plain)), (*self.plain_weights(), *self.inputs)
-        models = self.models()
-        if idiom == "nnx.jit":
-            return nnx.jit(anew(self.nnx)), (*models, *self.inputs)
-        if idiom == "nnx.cached_partial":
-            return nnx.cached_partial(nnx.jit(anew(self.pure)), *models), self.inputs
-        if idiom == "nnx.jit_partial":
-            return nnx.jit_partial(anew(self.nnx), *models, graph=False), self.inputs
-        graphdefs, states = zip(*map(nnx.split, models))
-        if idiom == "held pure dict":
-            states = tuple(map(nnx.to_pure_dict, states))
-
-        def apply_merged(*arguments):
-            n = len(graphdefs)
-            return self.nnx(*map(nnx.merge, graphdefs, arguments[:n]), *arguments[n:])
-
-        return jax.jit(apply_merged), (*states, *self.inputs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forward(_Models):
-    """Models that are applied as they are.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edited:
+    """The cost of an edit, and of applying the edited model of a pair.
 
     Attributes:
-        linen: takes `variables` and the inputs, returns an array.
-        nnx: takes the models and the inputs, returns the same array.
-        plain: takes what `weights` are and the inputs, returns the same array.
-        weights: a pytree of arrays for each model.
+        linen: takes variables and returns edited ones.
+        nnx: by idiom, takes a model and returns the edited one, the same or a new one.
+            The first is the one that is jitted by `nnx.jit`.
+        plain: the same edit of a list of `(kernel, bias)`, in the order of the layers.
+        pure: of the idioms, the one that leaves the structure of the model alone.
+        edited: the Linen and the nnx path of an array that the edit sets, of the model
+            with that number of layers.
+        weights: the list that `plain` takes, made from the Linen variables.
+        size: of the pair with that number of layers.
+        layers: the numbers of layers; `[None]` if the number does not vary.
     """
 
-    linen: Callable[..., Any]
-    nnx: Callable[..., Any]
-    plain: Callable[..., Any]
-    weights: tuple[Any, ...]
+    linen: Callable[[Any], Any]
+    nnx: Mapping[str, Callable[[Any], Any]]
+    plain: Callable[[Any], Any]
+    pure: str = SPLIT_MAP_MERGE
+    edited: Callable[[Any], tuple[str, str]] = lambda layers: ("kernel", "kernel")
+    weights: Callable[[Any], Any] = field(default_factory=lambda: plain_layers)
+    size: Callable[[Any], tuple[Any, ...]]
+    layers: Sequence[int | None] = (None,)
 
-    def plain_weights(self) -> tuple[Any, ...]:
-        return self.weights
+    def benchmark(self, problem: str, pair: Callable[..., Pair]) -> Benchmark:
+        """What is timed of a problem with that name and pair."""
+        modes = {
+            name: MODES if name == SPLIT_MAP_MERGE else (None,) for name in self.nnx
+        }
+        idioms: list[Idiom] = [
+            (REFERENCE, None),
+            *((name, mode) for name in self.nnx for mode in modes[name]),
+            (LIMIT, None),
+        ]
+        return Benchmark(
+            problem,
+            lambda layers: _Edited(pair(*self.size(layers)), self, layers),
+            {**TRANSFORMED, EAGER: idioms, EDIT: idioms},
+            self.layers,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Models:
+    """The models of a pair, on both sides.
+
+    Subclasses say what is called: `linen`, `nnx` and `plain` take what they hold first,
+    and the inputs.
+    """
+
+    pair: Pair
+
+    def linen(self, variables: Any, *inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def nnx(self, model: Any, *inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def pure(self, model: Any, *inputs: Any) -> Any:
+        return self.nnx(model, *inputs)
+
+    def plain(self, weights: Any, *inputs: Any) -> Any:
+        raise NotImplementedError
 
     def eager(self, idiom: str) -> Callable[..., Any]:
         return self.nnx
 
     @property
-    def pure(self) -> Callable[..., Any]:
-        return self.nnx
+    def weights(self) -> Any:
+        raise NotImplementedError
+
+    def apply(self, variables: Any, *inputs: Any) -> Any:
+        pair = self.pair
+        return pair.linen.apply(variables, *inputs, **pair.linen_kwargs)
+
+    def run(self, model: Any, *inputs: Any) -> Any:
+        return model(*inputs, **self.pair.nnx_kwargs)
+
+    def call(self, what: str, idiom: str) -> Callable[[], Any]:
+        """What an idiom does, as a function to be timed that returns arrays."""
+        inputs = self.pair.arrays
+        if what == JITTED:
+            function, arguments = self.program(idiom)
+        elif idiom == REFERENCE:
+            function, arguments = self.linen, (self.pair.variables, *inputs)
+        elif idiom == LIMIT:
+            function, arguments = self.plain, (self.weights, *inputs)
+        else:
+            function, arguments = self.eager(idiom), (self.pair.model, *inputs)
+        return lambda: function(*arguments)
+
+    def program(self, idiom: str) -> tuple[Any, tuple[Any, ...]]:
+        """The transformed function of an idiom, and the arguments that it takes."""
+        inputs = self.pair.arrays
+        if idiom == REFERENCE:
+            return jax.jit(anew(self.linen)), (self.pair.variables, *inputs)
+        if idiom == LIMIT:
+            return jax.jit(anew(self.plain)), (self.weights, *inputs)
+        model = self.pair.model
+        if idiom == "nnx.jit":
+            return nnx.jit(anew(self.nnx)), (model, *inputs)
+        if idiom == "nnx.cached_partial":
+            return nnx.cached_partial(nnx.jit(anew(self.pure)), model), inputs
+        if idiom == "nnx.jit_partial":
+            return nnx.jit_partial(anew(self.nnx), model, graph=False), inputs
+        graphdef, state = nnx.split(model)
+        held: Any = nnx.to_pure_dict(state) if idiom == "held pure dict" else state
+
+        def apply_merged(state: Any, *inputs: Any) -> Any:
+            return self.nnx(nnx.merge(graphdef, state), *inputs)
+
+        return jax.jit(apply_merged), (held, *inputs)
 
 
-def forward_benchmark(
-    problem: str,
-    make_pair: Callable[[Any], Forward],
-    layers: Sequence[int | None] = (None,),
-) -> Benchmark:
-    """The benchmark of a problem that applies a model."""
-    eager = [(REFERENCE, None), CALL, (LIMIT, None)]
-    return Benchmark(problem, make_pair, {**TRANSFORMED, EAGER: eager}, layers)
+@dataclass(frozen=True, eq=False)
+class _Applied(_Models):
+    """Models that are applied as they are."""
+
+    cost: Forward
+
+    def linen(self, variables: Any, *inputs: Any) -> Any:
+        return self.apply(variables, *inputs)
+
+    def nnx(self, model: Any, *inputs: Any) -> Any:
+        return self.run(model, *inputs)
+
+    def plain(self, weights: Any, *inputs: Any) -> Any:
+        return self.cost.plain(weights, *inputs)
+
+    @cached_property
+    def weights(self) -> Any:
+        return self.cost.weights(self.pair.variables)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Edited(_Models):
-    """Models that are edited, and the edited one applied.
+@dataclass(frozen=True, eq=False)
+class _Edited(_Models):
+    """Models that are edited, and the edited one applied."""
 
-    Attributes:
-        module: the Linen module that is applied to the edited variables.
-        linen_edit: takes `variables`, returns the edited ones.
-        nnx_edits: by name of the idiom; each takes the models and returns the edited
-            one. The first is the problem's own.
-        pure_edit: the one of them that leaves the model's structure alone.
-        plain_edit: the same with lists of `(kernel, bias)`.
-        edited_layer: the index of a layer that the edit sets; None if the model is one.
-    """
+    cost: Edited
+    layers: int | None
 
-    module: Any
-    linen_edit: Callable[..., Any]
-    nnx_edits: Mapping[str, Callable[..., Any]]
-    pure_edit: Callable[..., Any]
-    plain_edit: Callable[..., Any]
-    edited_layer: int | None = None
+    def linen(self, variables: Any, *inputs: Any) -> Any:
+        return self.apply(self.cost.linen(variables), *inputs)
 
-    def linen(self, *arguments):
-        *variables, x = arguments
-        return self.module.apply(self.linen_edit(*variables), x)
+    def nnx(self, model: Any, *inputs: Any) -> Any:
+        return self.eager(next(iter(self.cost.nnx)))(model, *inputs)
 
-    def nnx(self, *arguments):
-        return self.eager(next(iter(self.nnx_edits)))(*arguments)
+    def pure(self, model: Any, *inputs: Any) -> Any:
+        return self.eager(self.cost.pure)(model, *inputs)
 
-    def pure(self, *arguments):
-        *models, x = arguments
-        return self.pure_edit(*models)(x)
+    def plain(self, weights: Any, *inputs: Any) -> Any:
+        return plain_apply(self.cost.plain(weights), *inputs)
 
-    def plain(self, *arguments):
-        *layers, x = arguments
-        return plain_apply(self.plain_edit(*layers), x)
-
-    def plain_weights(self) -> tuple[Any, ...]:
-        return tuple(map(plain_layers, self.variables))
+    @cached_property
+    def weights(self) -> Any:
+        return self.cost.weights(self.pair.variables)
 
     def eager(self, idiom: str) -> Callable[..., Any]:
-        def edit_and_apply(*arguments):
-            *models, x = arguments
-            return self.nnx_edits[idiom](*models)(x)
+        edit = self.cost.nnx[idiom]
+
+        def edit_and_apply(model: Any, *inputs: Any) -> Any:
+            return self.run(edit(model), *inputs)
 
         return edit_and_apply
 
     def call(self, what: str, idiom: str) -> Callable[[], Any]:
+        """What an idiom does, as a function to be timed that returns arrays."""
         if what != EDIT:
             return super().call(what, idiom)
-        layer = self.edited_layer
+        linen_keys, nnx_keys = (p.split("/") for p in self.cost.edited(self.layers))
         if idiom == REFERENCE:
-            edit, variables = self.linen_edit, self.variables
+            linen, variables = self.cost.linen, self.pair.variables
 
-            def kernel():
-                params = edit(*variables)["params"]
-                return (params if layer is None else params[f"layers_{layer}"])[
-                    "kernel"
-                ]
+            def edited() -> Any:
+                found = linen(variables)["params"]
+                for key in linen_keys:
+                    found = found[key]
+                return found
 
-            return kernel
+            return edited
         if idiom == LIMIT:
-            edit, layers = self.plain_edit, self.plain_weights()
-            return lambda: edit(*layers)[layer or 0][0]
-        edit, models = self.nnx_edits[idiom], self.models()
-        if layer is None:
-            return lambda: edit(*models).kernel.get_raw_value()
-        return lambda: edit(*models).layers[layer].kernel.get_raw_value()
+            plain, weights, layer = (
+                self.cost.plain,
+                self.weights,
+                (self.layers or 1) - 1,
+            )
+            return lambda: plain(weights)[layer][0]
+        edit, model = self.cost.nnx[idiom], self.pair.model
+        steps = [int(key) if key.isdigit() else key for key in nnx_keys]
 
+        def edited_variable() -> Any:
+            found = edit(model)
+            for step in steps:
+                found = found[step] if isinstance(step, int) else getattr(found, step)
+            return found.get_raw_value()
 
-def edit_benchmark(
-    problem: str,
-    make_pair: Callable[[Any], Edited],
-    edits: Sequence[Idiom],
-    layers: Sequence[int | None] = (None,),
-) -> Benchmark:
-    """The benchmark of a problem that edits a model.
-
-    Args:
-        problem: its name.
-        make_pair: the pair with that number of layers.
-        edits: name and mode of the nnx idioms of the edit itself, run eagerly.
-        layers: the numbers of layers; `[None]` if the problem has one layer only.
-    """
-    idioms = [(REFERENCE, None), *edits, (LIMIT, None)]
-    whats = {**TRANSFORMED, EAGER: idioms, EDIT: idioms}
-    return Benchmark(problem, make_pair, whats, layers)
+        return edited_variable
 
 
 def plain_layers(variables: Mapping[str, Any]) -> list[tuple[jax.Array, jax.Array]]:
-    params = variables["params"]
+    """Kernel and bias of a dense layer, or of each of `layers_0`, `layers_1`, ..."""
+    params = flatten(variables["params"])
     if "kernel" in params:
         return [(params["kernel"], params["bias"])]
-    layers = [params[f"layers_{i}"] for i in range(len(params))]
-    return [(layer["kernel"], layer["bias"]) for layer in layers]
+    return [
+        (params[f"layers_{i}/kernel"], params[f"layers_{i}/bias"])
+        for i in range(sum(name.endswith("/kernel") for name in params))
+    ]
 
 
 def plain_apply(layers: list[tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
+    """Dense layers one after the other, without a framework: x of shape (din,)."""
     for kernel, bias in layers:
         x = jnp.dot(x, kernel) + bias
     return x

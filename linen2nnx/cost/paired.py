@@ -21,15 +21,15 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from linen2nnx.environment import environment
+from linen2nnx.modes import Mode, in_mode
 
 Clock = Literal["cpu time", "wall time"]
-Mode = Literal["graph", "tree"]
 Key = tuple[str, Mode | None]
 
 REFERENCE, LIMIT = "Linen", "jax.numpy"  # idioms that the others stand beside
@@ -327,21 +327,6 @@ def _cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
-
-
-def in_mode(mode: Mode | None) -> AbstractContextManager[Any]:
-    """A context in which nnx is in that mode; None leaves it as it is.
-
-    Raises:
-        AttributeError: in tree mode, before flax 0.12.6: graph mode was the only one.
-    """
-    if mode is None:
-        return nullcontext()
-    from flax import nnx
-
-    if mode == "graph" and not hasattr(nnx, "set_graph_mode"):
-        return nullcontext()
-    return nnx.set_graph_mode(mode == "graph")
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Benchmarks of models that are trained: a step that carries its state to the next."""
+"""Timing models that are trained: a step that carries its state to the next."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,14 @@ from linen2nnx.cost.arms import (
     JITTED,
     TRACE,
     TRANSFORMED,
-    WIDTH,
     Benchmark,
     Idiom,
     anew,
 )
 from linen2nnx.cost.paired import LIMIT, REFERENCE
 from linen2nnx.parity.differences import Tolerance
+from linen2nnx.parity.pair import Pair
 
-ROWS = 8
 CARRY_STATE = (REFERENCE, LIMIT, "held pure dict", "jax.jit on split State")
 COMPILED_IDIOMS: list[Idiom] = [
     (REFERENCE, None),
@@ -31,30 +30,68 @@ COMPILED_IDIOMS: list[Idiom] = [
 ]
 
 
-def random_batch() -> tuple[jax.Array, jax.Array]:
-    """Inputs and targets, both of shape (ROWS, WIDTH)."""
-    return tuple(jax.random.normal(jax.random.key(i), (ROWS, WIDTH)) for i in (0, 1))
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """A training step on both sides, from the same weights, on one batch.
+    """The cost of a training step on both sides, from the same weights, on one batch.
+
+    The targets are the inputs in another order of rows: the models' outputs are as wide
+    as their inputs.
 
     Attributes:
-        linen: `(state, x, y) -> (state, loss)`.
-        state: what `linen` takes first.
-        nnx: `(model, optimizer, x, y) -> loss`, which updates both in place.
-        create: creates the model, with the weights of `state`, and its optimizer.
-        plain: `(state, x, y) -> (state, loss)` on arrays alone.
-        plain_state: what `plain` takes first.
+        linen: the step, not jitted, `(state, x, y) -> (state, loss)`.
+        state: what `linen` takes first, made from the pair.
+        nnx: the step, not jitted, `(model, optimizer, x, y) -> loss`, which updates
+            both in place.
+        optimizer: makes the optimizer of a model.
+        plain: the step on arrays alone, `(state, x, y) -> (state, loss)`.
+        plain_state: what `plain` takes first, made from the pair.
+        size: of the pair with that number of layers.
+        layers: the numbers of layers; `[None]` if the number does not vary.
+        draws_keys: as for `linen2nnx.cost.arms.Benchmark`.
+        limit_tolerance: likewise.
     """
 
     linen: Callable[..., Any]
-    state: Any
+    state: Callable[[Pair], Any]
     nnx: Callable[..., Any]
-    create: Callable[[], tuple[nnx.Module, nnx.Optimizer]]
+    optimizer: Callable[[Any], Any]
     plain: Callable[..., Any]
-    plain_state: Any
+    plain_state: Callable[[Pair], Any]
+    size: Callable[[Any], tuple[Any, ...]]
+    layers: Sequence[int | None] = (None,)
+    draws_keys: bool = False
+    limit_tolerance: Tolerance | None = None
+
+    def benchmark(self, problem: str, pair: Callable[..., Pair]) -> Benchmark:
+        """What is timed of a problem with that name and pair."""
+        return Benchmark(
+            problem,
+            lambda layers: _Trained(pair(*self.size(layers)), self),
+            {
+                JITTED: TRANSFORMED[JITTED],
+                TRACE: TRANSFORMED[TRACE],
+                COMPILE: COMPILED_IDIOMS,
+            },
+            self.layers,
+            most_traced=16,
+            most_compiled=4,  # a step of four takes as long as a call of 64
+            checked_calls=3,
+            draws_keys=self.draws_keys,
+            limit_tolerance=self.limit_tolerance,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A step of the models of a pair."""
+
+    pair: Pair
+    cost: Step
+
+    @property
+    def batch(self) -> tuple[jax.Array, jax.Array]:
+        (x,) = self.pair.arrays
+        return x, jnp.roll(x, 1, axis=0)
 
     def call(self, what: str, idiom: str) -> Callable[[], Any]:
         """One more step, which returns its loss."""
@@ -71,65 +108,37 @@ class Step:
         return step
 
     def program(self, idiom: str) -> tuple[Any, tuple[Any, ...]]:
-        batch = random_batch()
+        """The transformed function of an idiom, and the arguments that it takes."""
+        batch, nnx_step = self.batch, self.cost.nnx
         if idiom == REFERENCE:
-            return jax.jit(anew(self.linen)), (self.state, *batch)
+            return jax.jit(anew(self.cost.linen)), (self.cost.state(self.pair), *batch)
         if idiom == LIMIT:
-            return jax.jit(anew(self.plain)), (self.plain_state, *batch)
-        trained = self.create()
+            state = self.cost.plain_state(self.pair)
+            return jax.jit(anew(self.cost.plain)), (state, *batch)
+        model = self.pair.model
+        trained = model, self.cost.optimizer(model)
         if idiom == "nnx.jit":
-            return nnx.jit(anew(self.nnx)), (*trained, *batch)
+            return nnx.jit(anew(nnx_step)), (*trained, *batch)
         if idiom == "nnx.cached_partial":
-            return nnx.cached_partial(nnx.jit(anew(self.nnx)), *trained), batch
+            return nnx.cached_partial(nnx.jit(anew(nnx_step)), *trained), batch
         if idiom == "nnx.jit_partial":
-            return nnx.jit_partial(anew(self.nnx), *trained, graph=False), batch
+            return nnx.jit_partial(anew(nnx_step), *trained, graph=False), batch
         graphdef, state = nnx.split(trained)
         is_pure = idiom == "held pure dict"
-        held = nnx.to_pure_dict if is_pure else lambda state: state
 
-        def step(state, x, y):
+        def held(state: Any) -> Any:
+            return nnx.to_pure_dict(state) if is_pure else state
+
+        def step(state: Any, x: Any, y: Any) -> Any:
             model, optimizer = nnx.merge(graphdef, state)
-            loss = self.nnx(model, optimizer, x, y)
+            loss = nnx_step(model, optimizer, x, y)
             return held(nnx.state((model, optimizer))), loss
 
         return jax.jit(step), (held(state), *batch)
 
 
-def step_benchmark(
-    problem: str,
-    make_pair: Callable[[Any], Step],
-    layers: Sequence[int | None] = (None,),
-    *,
-    draws_keys: bool = False,
-    limit_tolerance: Tolerance | None = None,
-) -> Benchmark:
-    """The benchmark of a problem that trains a model; its first three losses are equal.
-
-    Args:
-        problem: its name.
-        make_pair: the pair with that number of layers.
-        layers: the numbers of layers; `[None]` if the number does not vary.
-        draws_keys: as for `Benchmark`.
-        limit_tolerance: likewise.
-    """
-    return Benchmark(
-        problem,
-        make_pair,
-        {
-            JITTED: TRANSFORMED[JITTED],
-            TRACE: TRANSFORMED[TRACE],
-            COMPILE: COMPILED_IDIOMS,
-        },
-        layers,
-        most_traced=16,
-        most_compiled=4,  # a step of four takes as long as a call of 64
-        checked_calls=3,
-        draws_keys=draws_keys,
-        limit_tolerance=limit_tolerance,
-    )
-
-
 def plain_dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """A dense layer: x of shape (..., din) gives (..., features)."""
     return jnp.dot(x, layer["kernel"]) + layer["bias"]
 
 
@@ -145,5 +154,6 @@ def plain_batch_norm(
 
 
 def plain_dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
+    """What is kept is divided by the share that is."""
     keep = 1.0 - rate
     return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0.0)

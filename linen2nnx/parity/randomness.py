@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 from unittest import mock
 
 import flax.linen as nn
@@ -19,7 +19,8 @@ from flax import nnx
 
 from linen2nnx.parity.differences import leaves
 
-KINDS = ("deterministic", "same keys", "statistics")
+Randomness = Literal["deterministic", "same keys", "statistics"]
+KINDS: tuple[Randomness, ...] = get_args(Randomness)
 NOT_IN_STATISTICS = ("state", "gradients", "optimizer step")
 DRAWS = 1000
 SIGMAS = 6.0  # of 1e9 equal values, two are further apart

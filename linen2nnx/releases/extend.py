@@ -1,8 +1,8 @@
 """Add flax releases to the table, each with the newest jax with which it works.
 
-In a clone, `python -m linen2nnx.releases.extend 0.12.12` runs `releases.trial` in isolated
-environments: with the newest jax first and, where that fails, by bisecting the releases
-of jax down to two that follow each other, of which only the first works.
+In a clone, `python -m linen2nnx.releases.extend 0.12.12` runs `releases.trial` in
+isolated environments: with the newest jax first and, where that fails, by bisecting the
+releases of jax down to two that follow each other, of which only the first works.
 """
 
 import json

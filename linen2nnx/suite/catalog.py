@@ -130,6 +130,7 @@ class ProblemFiles:
         """
         found: list[Region] = []
         lines: list[str] | None = None
+        begun = "", ""
         for line in self.path(side).read_text().splitlines():
             marker = _MARKER.match(line)
             if marker is None:

@@ -8,6 +8,7 @@ which name each of them takes; the same table names them in Linen.
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

@@ -8,6 +8,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

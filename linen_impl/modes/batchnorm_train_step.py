@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

@@ -13,13 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict, freeze
-from jaxtyping import Array, Float
+
 from linen2nnx import arguments
-
-
-# region: model
-def create_model(features: int) -> nn.Dense:
-    return nn.Dense(features)
 
 
 # region: edit
@@ -60,7 +55,8 @@ def scale_params(variables: FrozenDict, scale: float) -> FrozenDict:
 def scale_by_sgd(variables: FrozenDict, scale: float) -> FrozenDict:
     params = variables["params"]
     optimizer = optax.sgd(1 - scale)
-    gradients = params  # of half |p|^2
+    # the gradients of half the sum of squares
+    gradients = params
     updates, _ = optimizer.update(gradients, optimizer.init(params))
     # Linen: The updates are applied to the params, which go into
     # new variables.
@@ -71,9 +67,7 @@ def scale_by_sgd(variables: FrozenDict, scale: float) -> FrozenDict:
 # region: end
 
 
-def pure_state_update(
-    seed, x, features, scale, *, variables=None
-) -> Float[Array, "features"]:
+def pure_state_update(seed, x, features, scale, *, variables=None):
     """Apply one linear layer whose leaves are all scaled.
 
     Args:
@@ -93,7 +87,7 @@ def pure_state_update(
     x = arguments.vector("x", x)
     features = arguments.size("features", features)
     scale = arguments.number("scale", scale)
-    model = create_model(features)
+    model = nn.Dense(features)
     variables = arguments.starting_variables(
         "variables", variables, model, seed, x
     )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

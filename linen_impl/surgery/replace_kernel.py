@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

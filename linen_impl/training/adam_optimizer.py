@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

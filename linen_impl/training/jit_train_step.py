@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training import train_state
-from jaxtyping import Array, Float
-from linen2nnx import arguments
 
 
 # region: model
@@ -21,9 +19,7 @@ class Block(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n"], train: bool
-    ) -> Float[Array, "b m"]:
+    def __call__(self, x, train: bool):  # (b, n) -> (b, m)
         x = nn.Dense(self.features, name="linear")(x)
         norm = nn.BatchNorm(
             use_running_average=not train, name="norm"
@@ -37,9 +33,7 @@ class MLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n"], train: bool = True
-    ) -> Float[Array, "b m"]:
+    def __call__(self, x, train: bool = True):  # (b, n) -> (b, m)
         for i in range(self.num_layers):
             block = Block(self.features, name=f"blocks_{i}")
             x = block(x, train)
@@ -50,12 +44,12 @@ class MLP(nn.Module):
 class TrainState(train_state.TrainState):
     params: Mapping
     batch_stats: Mapping
-    key: Array
+    key: jax.Array
 
 
 def train_step(
-    state: TrainState, x: Array, y: Array
-) -> tuple[TrainState, Float[Array, ""]]:
+    state: TrainState, x: jax.Array, y: jax.Array
+) -> tuple[TrainState, jax.Array]:
     rngs = {"dropout": jax.random.fold_in(state.key, state.step)}
 
     def loss_fn(params):
@@ -77,8 +71,9 @@ def train_step(
 # region: train
 def train(
     state: TrainState, batches: list
-) -> tuple[TrainState, Float[Array, "steps"]]:
-    # Linen: As above: Linen has one way.
+) -> tuple[TrainState, jax.Array]:  # losses (steps,)
+    # Linen: `donate_argnums=0` lets XLA reuse the memory of the
+    # old state.
     step = jax.jit(train_step)
     losses = []
     for x, y in batches:
@@ -90,52 +85,13 @@ def train(
 # region: end
 
 
-def jit_train_step(
-    seed,
-    x,
-    y,
-    num_layers,
-    num_steps,
-    learning_rate,
-    *,
-    variables=None,
-) -> Float[Array, "num_steps"]:
-    """Train an MLP with BatchNorm and dropout, by Adam, on a batch.
-
-    Args:
-        seed: whole number; seeds the weights, + 1 the dropout.
-        x: inputs, numeric, shape (batch, din).
-        y: targets, numeric, shape (batch, features).
-        num_layers: whole number from 1.
-        num_steps: whole number from 1.
-        learning_rate: finite number.
-        variables: {"params", "batch_stats"} to start from.
-
-    Returns:
-        The loss of each step, shape (num_steps,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.batch("x", x)
-    y = arguments.targets("y", y, x)
-    num_layers = arguments.size("num_layers", num_layers)
-    num_steps = arguments.size("num_steps", num_steps)
-    rate = arguments.number("learning_rate", learning_rate)
-    model = MLP(num_layers, y.shape[1])
-    variables = arguments.starting_variables(
-        "variables", variables, model, seed, x
-    )
+if __name__ == "__main__":
+    x, adam = jnp.eye(4), optax.adam(1e-2)
+    model = MLP(num_layers=2, features=4)
     state = TrainState.create(
         apply_fn=model.apply,
-        tx=optax.adam(rate),
-        key=jax.random.key(seed + 1),
-        **variables.unfreeze(),
+        tx=adam,
+        key=jax.random.key(1),
+        **model.init(jax.random.key(0), x, train=False),
     )
-    return train(state, [(x, y)] * num_steps)[1]
-
-
-if __name__ == "__main__":
-    x = jnp.eye(4)
-    print(jit_train_step(0, x, x, 2, 3, 1e-2))
+    print(train(state, [(x, x)] * 3)[1])

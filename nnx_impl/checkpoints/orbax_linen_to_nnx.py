@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

@@ -8,6 +8,7 @@ lists and dicts in `setup`, and says `layers_0` and `heads_value`.
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

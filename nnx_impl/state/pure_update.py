@@ -9,18 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 
-# region: model - The model
-def create_model(
-    din: int, features: int, *, rngs: nnx.Rngs
-) -> nnx.Linear:
-    return nnx.Linear(din, features, rngs=rngs)
-
-
-# region: edit - The edit
+# region: edit
 def scale_state(model: nnx.Module, scale: float) -> nnx.Module:
     graphdef, state = nnx.split(model)
     state = jax.tree.map(lambda leaf: leaf * scale, state)
@@ -67,9 +60,8 @@ def scale_by_sgd(model: nnx.Module, scale: float) -> None:
     optimizer = nnx.Optimizer(
         model, optax.sgd(1 - scale), wrt=nnx.Param
     )
-    gradients = nnx.state(
-        model, nnx.Param
-    )  # of half sum of squares
+    # the gradients of half the sum of squares
+    gradients = nnx.state(model, nnx.Param)
     # nnx: The optimizer updates the model in place.
     optimizer.update(model, gradients)
 
@@ -77,9 +69,7 @@ def scale_by_sgd(model: nnx.Module, scale: float) -> None:
 # region: end
 
 
-def pure_state_update(
-    seed, x, features, scale
-) -> Float[Array, "features"]:
+def pure_state_update(seed, x, features, scale):
     """Apply one linear layer whose leaves are all scaled.
 
     Args:
@@ -98,9 +88,7 @@ def pure_state_update(
     x = arguments.vector("x", x)
     features = arguments.size("features", features)
     scale = arguments.number("scale", scale)
-    model = create_model(
-        x.shape[0], features, rngs=nnx.Rngs(int(seed))
-    )
+    model = nnx.Linear(x.shape[0], features, rngs=nnx.Rngs(seed))
     return scale_state(model, scale)(x)
 
 

@@ -8,6 +8,7 @@ one assignment, and nothing else has to be carried over. In Linen,
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

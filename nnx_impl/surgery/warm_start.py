@@ -8,6 +8,7 @@ the nnx path `layers/2` is the Linen key `layers_2`.
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
 from linen2nnx import arguments
 
 

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
-from linen2nnx import arguments
 
 
 # region: model - The model
@@ -20,7 +18,7 @@ class Block(nnx.Module):
         self.norm = nnx.BatchNorm(features, rngs=rngs)
         self.dropout = nnx.Dropout(0.1)
 
-    def __call__(self, x: Float[Array, "b n"], rngs: nnx.RngStream):
+    def __call__(self, x, rngs: nnx.RngStream):  # (b, n) -> (b, m)
         x = nnx.relu(self.norm(self.linear(x)))
         return self.dropout(x, rngs=rngs)
 
@@ -44,9 +42,7 @@ class MLP(nnx.Module):
         # count in the state.
         self.dropout_rngs = rngs.dropout.fork()
 
-    def __call__(
-        self, x: Float[Array, "b n"]
-    ) -> Float[Array, "b m"]:
+    def __call__(self, x):  # (b, n) -> (b, m)
         for block in self.blocks:
             x = block(x, self.dropout_rngs)
         return self.head(x)
@@ -54,8 +50,11 @@ class MLP(nnx.Module):
 
 # region: step - The step
 def train_step(
-    model: nnx.Module, optimizer: nnx.Optimizer, x: Array, y: Array
-) -> Float[Array, ""]:
+    model: nnx.Module,
+    optimizer: nnx.Optimizer,
+    x: jax.Array,
+    y: jax.Array,
+) -> jax.Array:
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss_fn(params, rest):
@@ -72,8 +71,8 @@ def train_step(
 
 # region: train - The loop
 def train(
-    model: nnx.Module, optimizer: nnx.Optimizer, batches
-) -> Float[Array, "steps"]:
+    model: nnx.Module, optimizer: nnx.Optimizer, batches: list
+) -> jax.Array:  # losses (steps,)
     graphdef, state = nnx.split((model, optimizer))
     # nnx: Nested dicts of arrays, which `jax.jit` takes apart
     # faster than an `nnx.State`.
@@ -117,39 +116,9 @@ def train_by_jit_partial(model, optimizer, batches):
 # region: end
 
 
-def jit_train_step(
-    seed, x, y, num_layers, num_steps, learning_rate
-) -> Float[Array, "num_steps"]:
-    """Train an MLP with BatchNorm and dropout, by Adam, on a batch.
-
-    Args:
-        seed: whole number; seeds the weights, + 1 the dropout.
-        x: inputs, numeric, shape (batch, din).
-        y: targets, numeric, shape (batch, features).
-        num_layers: whole number from 1.
-        num_steps: whole number from 1.
-        learning_rate: finite number.
-
-    Returns:
-        The loss of each step, shape (num_steps,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.batch("x", x)
-    y = arguments.targets("y", y, x)
-    num_layers = arguments.size("num_layers", num_layers)
-    num_steps = arguments.size("num_steps", num_steps)
-    rate = arguments.number("learning_rate", learning_rate)
-    rngs = nnx.Rngs(params=seed, dropout=seed + 1)
-    model = MLP(x.shape[1], num_layers, y.shape[1], rngs=rngs)
-    optimizer = nnx.Optimizer(
-        model, optax.adam(rate), wrt=nnx.Param
-    )
-    return train(model, optimizer, [(x, y)] * num_steps)
-
-
 if __name__ == "__main__":
-    x = jnp.eye(4)
-    print(jit_train_step(0, x, x, 2, 3, 1e-2))
+    x, adam = jnp.eye(4), optax.adam(1e-2)
+    rngs = nnx.Rngs(params=0, dropout=1)
+    model = MLP(din=4, num_layers=2, features=4, rngs=rngs)
+    optimizer = nnx.Optimizer(model, adam, wrt=nnx.Param)
+    print(train(model, optimizer, [(x, x)] * 3))

@@ -1,3 +1,7 @@
+"""Parity, cost and pitfalls of `state/pure_update`."""
+
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -6,85 +10,86 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Edited, plain_apply, plain_layers
+from linen2nnx.suite.entry import Entry, variables_of_seed
+from linen2nnx.suite.problem import Compare, Edit, Mistake, Problem
 from linen_impl.state import pure_update as linen
 from nnx_impl.state import pure_update as nnx_side
-from parity_tests.entry_inputs import entry_inputs
-from parity_tests.random_pair import random_pair, variable_shapes
-
-CASES = [  # din, features, seed, dtype, jit
-    (1, 33, 0, jnp.float32, False),
-    (5, 5, 1, jnp.bfloat16, True),
-]
-EVERY_LEAF = {  # the edits of all leaves, by name of the idiom
-    "scale_state": (-1.5,),
-    "cast_to_bfloat16": (),
-    "add_noise": (5, 0.1),
-}
-PARAMS_ONLY = {"scale_params": (-1.5,), "scale_by_sgd": (1.75,)}
 
 
-def create_model(din, features, seed=0):
-    return nnx_side.create_model(din=din, features=features, rngs=nnx.Rngs(seed))
+def dense(din, features):
+    return Pair(nn.Dense(features), partial(nnx.Linear, din, features), [(din,)])
 
 
-def pair(din, features, seed=0, dtype=jnp.float32):
-    module = linen.create_model(features)
-    return module, *random_pair(
-        module, lambda: create_model(din, features), din, seed, dtype
-    )
-
-
-def norm_pair(seed, dtype):
-    """A layer with two collections: scale and bias are params, mean and var are not."""
+def norm(features):
+    """Two collections: scale and bias are params, mean and var are not."""
     module = nn.BatchNorm(use_running_average=True)
-
-    def create():
-        return nnx.BatchNorm(5, use_running_average=True, rngs=nnx.Rngs(0))
-
-    return module, *random_pair(module, create, 5, seed, dtype)
+    create = partial(nnx.BatchNorm, features, use_running_average=True)
+    return Pair(module, create, [(features,)])
 
 
-def edit(name, arguments, changes):
-    return parity.Edit(
-        linen=lambda variables: getattr(linen, name)(variables, *arguments),
-        nnx=lambda model: getattr(nnx_side, name)(model, *arguments),
-        changes=changes,
-    )
+def scaled(layers, scale):
+    return [(kernel * scale, bias * scale) for kernel, bias in layers]
 
 
-@pytest.mark.parametrize("name", EVERY_LEAF)
-@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
-def test_every_leaf(name, din, features, seed, dtype, jit):
-    if name == "cast_to_bfloat16":  # from float32, and called with bfloat16
-        dtype = jnp.float32
-    module, variables, model, x = pair(din, features, seed, dtype)
-    if name == "cast_to_bfloat16":
-        x = x.astype(jnp.bfloat16)
-    change = edit(name, EVERY_LEAF[name], ["params"])
-    parity.assert_parity(module, variables, model, x, edit=change, jit=jit)
+scale_params = Edit(linen.scale_params, nnx_side.scale_params, -1.5)
+scale_by_sgd = Edit(linen.scale_by_sgd, nnx_side.scale_by_sgd, 1.75)
 
-
-@pytest.mark.parametrize("name", PARAMS_ONLY)
-def test_params_only(name):
-    """Op by op: the next test is jitted, and in bfloat16."""
-    module, variables, model, x = pair(1, 33)
-    change = edit(name, PARAMS_ONLY[name], ["params"])
-    parity.assert_parity(module, variables, model, x, edit=change)
-
-
-@pytest.mark.parametrize("name", PARAMS_ONLY)
-@pytest.mark.parametrize(
-    ("seed", "dtype", "jit"), [(0, jnp.float32, False), (1, jnp.bfloat16, True)]
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=dense,
+    sizes=[(1, 33), (5, 5)],
+    compared={
+        "scale": Edit(linen.scale_state, nnx_side.scale_state, -1.5),
+        "cast": Edit(
+            linen.cast_to_bfloat16, nnx_side.cast_to_bfloat16, casts_to=jnp.bfloat16
+        ),
+        "noise": Edit(linen.add_noise, nnx_side.add_noise, 5, 0.1),
+        "params": scale_params,
+        "params_of_a_norm": Compare(pair=norm, sizes=[(5,), (5,)], edit=scale_params),
+        "sgd": scale_by_sgd,
+        "sgd_of_a_norm": Compare(pair=norm, sizes=[(5,), (5,)], edit=scale_by_sgd),
+    },
+    entry=Entry(
+        name="pure_state_update",
+        arguments={"features": 2, "scale": 0.5},
+        sizes=((1, 33), (33, 1), (5, 5)),
+        start=variables_of_seed(dense),
+        limit=lambda variables, x, scale: plain_apply(
+            scaled(plain_layers(variables), scale), x
+        ),
+    ),
+    cost=Edited(
+        linen=lambda variables: linen.scale_state(variables, 0.5),
+        nnx={"split/map/merge": lambda model: nnx_side.scale_state(model, 0.5)},
+        plain=lambda layers: scaled(layers, 0.5),
+        size=lambda layers: (32, 32),
+    ),
+    mistakes=[
+        Mistake("nnx", "leaf * scale", "leaf / scale", "scale"),
+        Mistake(
+            "nnx",
+            "state = jax.tree.map(lambda leaf: leaf * scale, state)",
+            "pass",
+            "scale",
+        ),
+        Mistake("nnx", "jax.random.key(seed)", "jax.random.key(seed + 1)", "noise"),
+        Mistake("nnx", "jnp.bfloat16", "jnp.float16", "cast"),
+        Mistake(
+            "nnx", "nnx.state(model, nnx.Param)", "nnx.state(model)", "params_of_a_norm"
+        ),
+        Mistake("nnx", "nnx.update(model, params)", "pass", "params"),
+        Mistake("linen", "optax.sgd(1 - scale)", "optax.sgd(1 + scale)", "sgd"),
+        Mistake("linen", "stddev * jax", "-stddev * jax", "noise"),
+    ],
 )
-def test_params_only_leaves_the_statistics(name, seed, dtype, jit):
-    module, variables, model, x = norm_pair(seed, dtype)
-    change = edit(name, PARAMS_ONLY[name], ["params"])
-    parity.assert_parity(module, variables, model, x, edit=change, jit=jit)
+TestPureUpdate = problem.tests()
 
 
 def test_the_noise_is_seeded_and_of_the_given_size():
-    _, variables, _, _ = pair(33, 33)
+    variables = dense(33, 33).variables
     moved = [
         jax.tree.map(jnp.subtract, linen.add_noise(variables, seed, 0.1), variables)
         for seed in (1, 1, 2)
@@ -96,28 +101,10 @@ def test_the_noise_is_seeded_and_of_the_given_size():
     assert not np.array_equal(kernels[0][0], moved[0]["params"]["bias"])
 
 
-def test_pure_state_update(nnx_mode):
-    for rng, seed, x, features in entry_inputs(nnx_mode):
-        scale = rng.choice([float, np.float32, np.float64])(rng.standard_normal())
-        model = create_model(len(x), int(features), int(seed))
-        module = linen.create_model(int(features))
-        variables = mapping.to_linen(model, variable_shapes(module, len(x)))
-
-        output = nnx_side.pure_state_update(seed, x, features, scale)
-
-        parity.assert_equal(
-            linen.pure_state_update(seed, x, features, scale, variables=variables),
-            output,
-        )
-        kernel, bias = (leaf[...] * float(scale) for leaf in (model.kernel, model.bias))
-        parity.assert_equal(jnp.dot(jnp.asarray(x, jnp.float32), kernel) + bias, output)
-
-
 def test_linen_entry_from_its_own_seed():
     x = jnp.arange(5.0)
-    variables = linen.create_model(5).init(jax.random.key(7), x)
-    scaled = jax.tree.map(lambda leaf: leaf * 0.5, variables)
-    expected = linen.create_model(5).apply(scaled, x)
+    variables = nn.Dense(5).init(jax.random.key(7), x)
+    expected = nn.Dense(5).apply(jax.tree.map(lambda leaf: leaf * 0.5, variables), x)
     parity.assert_equal(expected, linen.pure_state_update(7, x, 5, 0.5))
 
 
@@ -128,7 +115,7 @@ def test_pitfall_merging_the_unmapped_state_shares_the_variables():
     shares its Variables with the original: writing to one changes the other.
     `nnx.merge(graphdef, state, copy=True)` does not share.
     """
-    _, _, model, _ = pair(5, 5)
+    model = dense(5, 5).model
     graphdef, state = nnx.split(model)
     shared = nnx.merge(graphdef, state)
     shared.kernel[...] = jnp.zeros((5, 5))
@@ -176,7 +163,7 @@ def test_pitfall_update_checks_neither_shape_nor_name():
     It stores a (7, 7) array in a kernel of shape (3, 2). Given a Param under the
     misspelt name `kernal`, it adds it to the model as a new attribute.
     """
-    _, _, model, _ = pair(5, 5)
+    model = dense(5, 5).model
     nnx.update(model, {"kernel": jnp.zeros((7, 7)), "kernal": nnx.Param(jnp.zeros(2))})
     assert model.kernel.shape == (7, 7)
     assert model.kernal.shape == (2,)
@@ -200,7 +187,7 @@ def test_pitfall_an_sgd_step_rounds_twice():
     `p - (1 - scale) * p` rounds twice and `scale * p` once: they agree to a relative
     3e-7 in float32. Use the same one on both sides when you compare.
     """
-    _, variables, _, _ = pair(33, 33)
+    variables = dense(33, 33).variables
     scaled = linen.scale_params(variables, 0.9)["params"]["kernel"]
     stepped = linen.scale_by_sgd(variables, 0.9)["params"]["kernel"]
     assert not np.array_equal(scaled, stepped)

@@ -1,3 +1,7 @@
+"""Parity, cost and pitfalls of `training/jit_train_step`."""
+
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,19 +11,129 @@ from flax import nnx
 from flax.core import FrozenDict, freeze
 from flax.errors import TraceContextError
 
-from linen2nnx import mapping, parity
-from linen2nnx.parity import randomness
+from linen2nnx import Pair, parity
+from linen2nnx.cost.step import Step, plain_batch_norm, plain_dense, plain_dropout
+from linen2nnx.suite.problem import JITTED, Compare, Mistake, Problem
+from linen2nnx.suite.training import Training
 from linen_impl.training import jit_train_step as linen
 from nnx_impl.training import jit_train_step as nnx_side
-from parity_tests import train_steps
 
-RATE = 0.03  # of every test: it is a constant of the step, which is compiled for it
-ADAM = optax.adam(RATE)
-CASES = [  # din, num_layers, features, seed
-    (33, 1, 3, 0),  # those of `Pair`
-    (1, 11, 4, 2),
-]
-KEY = jax.random.key(5)
+ADAM = optax.adam(0.03)
+BOTH = ("graph", "tree")
+
+
+def mlp(din, num_layers, features, rows=5):
+    return Pair(
+        linen.MLP(num_layers, features),
+        partial(nnx_side.MLP, din, num_layers, features),
+        [(rows, din)],
+        randomness="same keys",
+    )
+
+
+def train_state(pair):
+    key, module = jax.random.key(5), pair.linen
+    return linen.TrainState.create(
+        apply_fn=module.apply, tx=ADAM, key=key, **pair.variables
+    )
+
+
+def create_optimizer(model):
+    return nnx.Optimizer(model, ADAM, wrt=nnx.Param)
+
+
+def plain_state(pair):
+    """Parameters, statistics, moments, and the key and count of the dropout."""
+    variables, model = pair.variables, pair.model
+    params, stats = (
+        [part[f"blocks_{i}"] for i in range(len(model.blocks))]
+        for part in (variables["params"], variables["batch_stats"])
+    )
+    params = params, variables["params"]["head"]
+    stats = [(block["norm"]["mean"], block["norm"]["var"]) for block in stats]
+    stream = model.dropout_rngs
+    return params, stats, ADAM.init(params), (stream.key[...], stream.count[...])
+
+
+def plain_step(state, x, y):
+    params, stats, moments, (key, count) = state
+
+    def loss_fn(params):
+        blocks, head = params
+        output, updated = x, []
+        for i, (block, (mean, var)) in enumerate(zip(blocks, stats)):
+            output = plain_dense(block["linear"], output)
+            output, *running = plain_batch_norm(block["norm"], mean, var, output)
+            dropout_key = jax.random.fold_in(key, count + i)
+            output = plain_dropout(dropout_key, 0.1, jax.nn.relu(output))
+            updated.append(tuple(running))
+        return jnp.mean((plain_dense(head, output) - y) ** 2), updated
+
+    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, moments = ADAM.update(grads, moments, params)
+    params = optax.apply_updates(params, updates)
+    return (params, stats, moments, (key, count + len(stats))), loss
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=mlp,
+    sizes=[(33, 1, 3), (1, 2, 1)],
+    compared={"model": Compare(sizes=[(1, 2, 1)])},
+    runs=[JITTED],
+    training=Training(
+        state=train_state,
+        optimizer=create_optimizer,
+        linen=linen.train,
+        nnx=nnx_side.train,
+        idioms={
+            "nnx.jit": (nnx_side.train_by_nnx_jit, BOTH),
+            "nnx.jit_partial": (nnx_side.train_by_jit_partial, BOTH),
+            "nnx.cached_partial": (nnx_side.train_by_cached_partial, ["graph"]),
+        },
+    ),
+    cost=Step(
+        linen=linen.train_step,
+        state=train_state,
+        nnx=nnx_side.train_step,
+        optimizer=create_optimizer,
+        plain=plain_step,
+        plain_state=plain_state,
+        size=lambda layers: (32, layers, 32, 8),
+        layers=[1, 4, 16, 64],
+        draws_keys=True,
+        limit_tolerance=parity.Tolerance(
+            "XLA fuses the sums of the plain step differently", rtol=1e-5
+        ),
+    ),
+    mistakes=[
+        Mistake("nnx", "nnx.relu(self.norm", "nnx.gelu(self.norm", "training"),
+        Mistake("nnx", "optimizer.update(model, grads)", "pass", "training"),
+        Mistake(
+            "nnx",
+            "nnx.update((model, optimizer), state)",
+            "nnx.update(model, state[0])",
+            "training",
+        ),
+        Mistake("nnx", "return self.dropout(x, rngs=rngs)", "return x", "training"),
+        Mistake(
+            "nnx",
+            "return [step(x, y) for x, y in batches]",
+            "return [step(-x, y) for x, y in batches]",
+            "idioms",
+        ),
+        Mistake(
+            "linen",
+            "apply_gradients(grads=grads, **updates)",
+            "apply_gradients(grads=grads)",
+            "training",
+        ),
+        Mistake("linen", "(output - y) ** 2", "jnp.abs(output - y)", "training"),
+        Mistake("linen", "deterministic=not train", "deterministic=train", "training"),
+    ],
+)
+TestJitTrainStep = problem.tests()
 
 
 @pytest.fixture(autouse=True)
@@ -29,127 +143,14 @@ def _promotion(strict):
         yield
 
 
-def create_model(din, num_layers, features, seed=0):
-    rngs = nnx.Rngs(params=seed, dropout=1)
-    return nnx_side.MLP(din=din, num_layers=num_layers, features=features, rngs=rngs)
+class Trained:
+    """The nnx side of a small pair, with its optimizer and batches."""
 
-
-class Pair:
-    """Both sides, random in every leaf and the same, with batches to train on."""
-
-    def __init__(self, din=33, num_layers=1, features=3, seed=0):
-        self.module = linen.MLP(num_layers, features)
-        self.variables, self.model = train_steps.random_pair(
-            self.module, lambda: create_model(din, num_layers, features), din, seed
-        )
-        batches = train_steps.random_batches(5, din, features, seed)
-        self.batches = [next(batches) for _ in range(4)]
-        self.optimizer = nnx.Optimizer(self.model, ADAM, wrt=nnx.Param)
-
-    @property
-    def trained(self):
-        return self.model, self.optimizer
-
-    def state(self):
-        return linen.TrainState.create(
-            apply_fn=self.module.apply, tx=ADAM, key=KEY, **self.variables
-        )
-
-
-@pytest.mark.parametrize(("din", "num_layers", "features", "seed"), CASES)
-def test_train(din, num_layers, features, seed):
-    """All that a step keeps, but for the keys: they are made the same on both sides."""
-    pair = Pair(din, num_layers, features, seed)
-    with randomness.same_keys(KEY):
-        state, losses = linen.train(pair.state(), pair.batches)
-    with randomness.same_keys(KEY):
-        nnx_losses = nnx_side.train(*pair.trained, pair.batches)
-    parity.assert_equal(losses, nnx_losses)
-    train_steps.assert_same_state(state, *pair.trained)
-    assert len(set(losses.tolist())) == len(pair.batches)
-
-
-def test_model():
-    pair = Pair(1, 2, 1, seed=3)
-    parity.assert_parity(
-        pair.module,
-        pair.variables,
-        pair.model,
-        pair.batches[0][0],
-        randomness="same keys",
-        optimizer=ADAM,
-        jit=True,
-    )
-
-
-def idioms(mode):
-    yield nnx_side.train_by_nnx_jit
-    yield nnx_side.train_by_jit_partial
-    if mode == "graph":
-        yield nnx_side.train_by_cached_partial
-
-
-def test_the_idioms_compute_the_same(nnx_mode):
-    """Also the keys and counts of the dropout, which differ from Linen's."""
-    pair = Pair()
-    expected = nnx_side.train(*pair.trained, pair.batches)
-    kept = nnx.to_pure_dict(nnx.state(pair.trained))
-    assert pair.model.dropout_rngs.count[...] == len(pair.batches)
-    for idiom in idioms(nnx_mode):
-        other = Pair()
-        losses = idiom(*other.trained, other.batches)
-        parity.assert_equal(expected, jnp.stack(losses))
-        parity.assert_equal(kept, nnx.to_pure_dict(nnx.state(other.trained)))
-
-
-def with_same_keys(train):
-    def train_with_same_keys(*arguments):
-        with randomness.same_keys(KEY):
-            return train(*arguments)
-
-    return train_with_same_keys
-
-
-def test_jit_train_step(nnx_mode, monkeypatch):
-    for twin in (linen, nnx_side):
-        monkeypatch.setattr(twin, "train", with_same_keys(twin.train))
-    rng = np.random.default_rng(["graph", "tree"].index(nnx_mode))
-    for _ in range(2):
-        seed = rng.integers(0, 2**31)
-        x = rng.standard_normal((5, 33)).astype(rng.choice([np.float32, np.float64]))
-        y = rng.standard_normal((5, 3))
-        arguments = seed, x, y, rng.choice([1, 1.0, np.int64(1)]), 4, RATE
-        model = create_model(33, 1, 3, seed=int(seed))
-        shapes = train_steps.batch_shapes(linen.MLP(1, 3), din=33)
-        variables = mapping.to_linen(model, shapes)
-        parity.assert_equal(
-            linen.jit_train_step(*arguments, variables=variables),
-            nnx_side.jit_train_step(*arguments),
-        )
-
-
-def test_nnx_entry_seeds_the_dropout_too(monkeypatch):
-    models = []
-    monkeypatch.setattr(
-        nnx_side, "train", lambda model, *_: models.append(model) or jnp.zeros(4)
-    )
-    nnx_side.jit_train_step(7, jnp.ones((5, 3)), jnp.ones((5, 3)), 1, 4, RATE)
-    rngs = nnx.Rngs(params=7, dropout=8)
-    expected = nnx_side.MLP(din=3, num_layers=1, features=3, rngs=rngs)
-    parity.assert_equal(nnx.state(expected), nnx.state(models[0]))
-
-
-def test_linen_entry_from_its_own_seed():
-    x, y = jnp.eye(5, 33), jnp.ones((5, 3))
-    module = linen.MLP(1, 3)
-    state = linen.TrainState.create(
-        apply_fn=module.apply,
-        tx=ADAM,
-        key=jax.random.key(8),
-        **module.init(jax.random.key(7), x),
-    )
-    expected = linen.train(state, [(x, y)] * 3)[1]
-    parity.assert_equal(expected, linen.jit_train_step(7, x, y, 1, 3, RATE))
+    def __init__(self):
+        self.pair = mlp(33, 1, 3)
+        self.model, self.optimizer = problem.training.trained(self.pair)
+        self.both = self.model, self.optimizer
+        self.batches = problem.training.batches(self.pair)
 
 
 def test_pitfall_a_frozen_dict_of_statistics_traces_twice():
@@ -159,17 +160,17 @@ def test_pitfall_a_frozen_dict_of_statistics_traces_twice():
     `FrozenDict`, the second one is of another structure, and the step is traced and
     compiled again.
     """
-    pair, traces = Pair(), []
+    pair, traces = mlp(33, 1, 3), []
 
     @jax.jit
     def train_step(state, x, y):
         traces.append(type(state.batch_stats))
         return linen.train_step(state, x, y)
 
-    state = pair.state()
+    state = train_state(pair)
     state = state.replace(batch_stats=freeze(state.batch_stats))
-    for _ in range(3):
-        state, _ = train_step(state, *pair.batches[0])
+    for x, y in problem.training.batches(pair)[:3]:
+        state, _ = train_step(state, x, y)
     assert traces == [FrozenDict, dict]
 
 
@@ -180,12 +181,12 @@ def test_pitfall_jax_jit_of_the_modules_loses_every_update():
     are copies: parameters, statistics and moments stay as they were, and so does the
     loss.
     """
-    pair = Pair()
-    before = nnx.to_pure_dict(nnx.state(pair.trained))
+    pair = Trained()
+    before = nnx.to_pure_dict(nnx.state(pair.both))
     step = jax.jit(nnx_side.train_step)
-    first, second = (step(*pair.trained, *pair.batches[0]) for _ in range(2))
+    first, second = (step(*pair.both, *pair.batches[0]) for _ in range(2))
     assert first == second
-    parity.assert_equal(before, nnx.to_pure_dict(nnx.state(pair.trained)))
+    parity.assert_equal(before, nnx.to_pure_dict(nnx.state(pair.both)))
 
 
 def test_pitfall_a_model_that_jax_jit_closes_over(nnx_mode):
@@ -195,8 +196,8 @@ def test_pitfall_a_model_that_jax_jit_closes_over(nnx_mode):
     tree mode it is a `TraceContextError`: `Cannot mutate BatchStat from a different
     trace level`.
     """
-    pair = Pair()
-    step = jax.jit(lambda x, y: nnx_side.train_step(*pair.trained, x, y))
+    pair = Trained()
+    step = jax.jit(lambda x, y: nnx_side.train_step(*pair.both, x, y))
     if nnx_mode == "graph":
         with pytest.raises(
             ValueError, match="Cannot extract graph node from different trace level"
@@ -215,9 +216,9 @@ def test_pitfall_the_model_is_behind_until_it_is_updated():
     While the state is held as a dict, the model keeps its first values. Evaluate what
     `nnx.merge` gives, or call `nnx.update((model, optimizer), state)` first.
     """
-    pair = Pair()
+    pair = Trained()
     bias = pair.model.head.bias[...]
-    graphdef, state = nnx.split(pair.trained)
+    graphdef, state = nnx.split(pair.both)
     state = nnx.to_pure_dict(state)
 
     @jax.jit
@@ -228,7 +229,7 @@ def test_pitfall_the_model_is_behind_until_it_is_updated():
 
     state, _ = step(state, *pair.batches[0])
     np.testing.assert_array_equal(pair.model.head.bias[...], bias)
-    nnx.update(pair.trained, state)
+    nnx.update(pair.both, state)
     assert (pair.model.head.bias[...] != bias).all()
 
 
@@ -239,8 +240,8 @@ def test_pitfall_donating_the_state_deletes_the_arrays_of_the_model():
     `donate_argnums=0`, they are gone from the model too, until `nnx.update` gives it
     new ones.
     """
-    pair = Pair()
-    state = nnx.to_pure_dict(nnx.state(pair.trained))
+    pair = Trained()
+    state = nnx.to_pure_dict(nnx.state(pair.both))
     step = jax.jit(lambda state: jax.tree.map(jnp.add, state, state), donate_argnums=0)
     step(state[0]["head"])
     with pytest.raises(RuntimeError, match="Array has been deleted"):
@@ -254,11 +255,11 @@ def test_pitfall_a_param_that_is_replaced_later_is_not_trained(nnx_mode):
     given. `model.head.kernel[...] = array` reaches them; `model.head.kernel =
     nnx.Param(array)` does not, and the new Param stays as it is.
     """
-    pair = Pair()
+    pair = Trained()
     if nnx_mode == "graph":
-        step = nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.trained)
+        step = nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.both)
     else:
-        step = nnx.jit_partial(nnx_side.train_step, *pair.trained, graph=False)
+        step = nnx.jit_partial(nnx_side.train_step, *pair.both, graph=False)
     step(*pair.batches[0])
     zeros = jnp.zeros_like(pair.model.head.kernel[...])
     pair.model.head.kernel[...] = zeros
@@ -274,12 +275,12 @@ def test_pitfall_cached_partial_takes_graph_mode(nnx_mode):
 
     In tree mode, take `nnx.jit_partial` or hold a pure dict.
     """
-    pair = Pair()
+    pair = Trained()
     if nnx_mode == "graph":
-        nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.trained)
+        nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.both)
         return
     with pytest.raises(ValueError, match="cached_partial is a graph-mode-only API"):
-        nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.trained)
+        nnx.cached_partial(nnx.jit(nnx_side.train_step), *pair.both)
 
 
 def test_pitfall_a_python_number_that_changes_traces_again():
@@ -288,7 +289,7 @@ def test_pitfall_a_python_number_that_changes_traces_again():
     `model.epoch = epoch` is part of the graphdef. Each new value traces and compiles
     the step once more. Keep it in a Variable, or outside of the model.
     """
-    model, traces = create_model(3, 1, 3), []
+    model, traces = mlp(3, 1, 3).model, []
 
     @nnx.jit
     def apply_head(model, x):
@@ -311,7 +312,7 @@ def test_pitfall_every_dropout_with_rngs_of_its_own_adds_two_leaves():
     rngs = nnx.Rngs(dropout=0)
     own = nnx.List(nnx.Dropout(0.1, rngs=rngs) for _ in range(64))
     assert len(jax.tree.leaves(nnx.state(own, nnx.RngState))) == 128
-    model = create_model(1, 3, 1)
+    model = mlp(1, 3, 1).model
     assert len(jax.tree.leaves(nnx.state(model, nnx.RngState))) == 2
 
 
@@ -322,7 +323,7 @@ def test_pitfall_nnx_grad_of_the_whole_model(nnx_mode):
     a dropout stream is a whole number. Split the Params off, as the step does. In graph
     mode it differentiates the Params only.
     """
-    pair = Pair()
+    pair = Trained()
     x, y = pair.batches[0]
 
     def loss_fn(model):

@@ -1,0 +1,166 @@
+"""What both sides of a comparison are, and what they are called with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+
+from linen2nnx import mapping
+from linen2nnx.leaves import Variables
+from linen2nnx.modes import Mode, in_mode
+from linen2nnx.parity.randomness import Randomness
+from linen2nnx.parity.values import random_pair
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A Linen module and the nnx model that is to compute the same.
+
+    Variables, model and inputs are made when they are first read, once. Without a
+    checkpoint every leaf of both sides is random and none is an initial value, which
+    would hide errors.
+
+    Attributes:
+        linen: the Linen module.
+        create: makes the nnx model, in the mode of train or eval that is to be
+            compared, from `rngs=`: its class, or `partial(nnx.Linear, 3, 2)`.
+        inputs: that both sides are called with: each a shape, for random numbers, or an
+            array or pytree of arrays.
+        rename: as for `linen2nnx.mapping.table`.
+        randomness: as for `linen2nnx.parity.assert_parity`.
+        mode: of nnx, `graph` or `tree`; None takes the one that is set.
+        linen_kwargs: keyword inputs of the Linen side, such as `{"train": False}`.
+        nnx_kwargs: likewise of the nnx side.
+        linen_call: how the Linen side is called, `(module, variables, *inputs) ->
+            output`; None applies the module, which may update all its collections but
+            `params`.
+        nnx_call: how the nnx side is called, `(model, *inputs) -> output`; None calls
+            the model.
+        checkpoint: the Linen variables that both sides hold; None is random values.
+        seed: of random values and inputs.
+        dtype: of every floating leaf of both sides and of random inputs; None keeps
+            each leaf's own, and float32 inputs.
+        input_dtype: of random inputs, if not `dtype`.
+
+    Raises:
+        TypeError: if `create` is no function, or `inputs` no list of inputs.
+
+    Example:
+        >>> from functools import partial
+        >>> from linen2nnx import assert_parity
+        >>> dense = Pair(nn.Dense(2), partial(nnx.Linear, 3, 2), [(3,)])
+        >>> assert_parity(dense).largest_difference
+        0.0
+    """
+
+    linen: nn.Module
+    create: Callable[..., nnx.Module]
+    inputs: Sequence[Shape | ArrayLike | Mapping[str, Any]]
+    rename: Mapping[str, str] | None = None
+    randomness: Randomness = "deterministic"
+    mode: Mode | None = None
+    linen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    nnx_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    linen_call: Callable[..., Any] | None = None
+    nnx_call: Callable[..., Any] | None = None
+    checkpoint: Variables | None = None
+    seed: int = 0
+    dtype: DTypeLike | None = None
+    input_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is easily taken for something else."""
+        if isinstance(self.create, nnx.Module) or not callable(self.create):
+            raise TypeError(
+                f"create is a {type(self.create).__name__}; it takes a function that "
+                "makes the nnx model from rngs=, such as its class"
+            )
+        if isinstance(self.inputs, Mapping) or not isinstance(self.inputs, Sequence):
+            raise TypeError(
+                f"inputs is a {type(self.inputs).__name__}; it takes a list, of a "
+                "shape or an array for each input"
+            )
+
+    @cached_property
+    def arrays(self) -> tuple[Any, ...]:
+        """The inputs, random where a shape was given."""
+        rng = np.random.default_rng(self.seed)
+        dtype = self.input_dtype or self.dtype or jnp.float32
+        inputs: Sequence[Any] = self.inputs
+        return tuple(
+            jnp.asarray(rng.standard_normal(given), dtype) if is_shape(given) else given
+            for given in inputs
+        )
+
+    @cached_property
+    def abstract_variables(self) -> Variables:
+        """Shapes and dtypes of what `module.init` gives, for float32 where random."""
+        inputs: Sequence[Any] = self.inputs
+        arrays = [
+            jax.ShapeDtypeStruct(given, jnp.float32) if is_shape(given) else given
+            for given in inputs
+        ]
+        init = self.linen.init
+        return jax.eval_shape(
+            lambda arrays: init(jax.random.key(0), *arrays, **self.linen_kwargs), arrays
+        )
+
+    @cached_property
+    def _values(self) -> tuple[Variables, Any, nnx.State]:
+        target = self.checkpoint or self.abstract_variables
+        abstract = nnx.eval_shape(lambda: self.model_from(0))
+        variables, model = random_pair(
+            target, abstract, seed=self.seed, dtype=self.dtype, rename=self.rename
+        )
+        if self.checkpoint is not None:
+            variables = self.checkpoint
+            model = mapping.to_nnx(variables, model, rename=self.rename)
+        return variables, *nnx.split(model)
+
+    @property
+    def variables(self) -> Variables:
+        """The Linen variables.
+
+        Raises:
+            linen2nnx.mapping.MappingError: if the sides do not correspond.
+        """
+        with in_mode(self.mode):
+            return self._values[0]
+
+    @property
+    def model(self) -> nnx.Module:
+        """The nnx model that holds the same: a new one each time, to be changed.
+
+        Raises:
+            linen2nnx.mapping.MappingError: if the sides do not correspond.
+        """
+        with in_mode(self.mode):
+            _, graphdef, state = self._values
+            return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
+
+    def model_from(self, seed: int) -> nnx.Module:
+        """A new model with nnx's own initial values."""
+        return self.create(rngs=nnx.Rngs(seed))
+
+    def variables_of(self, model: nnx.Module) -> Variables:
+        """The Linen variables that hold what a model holds."""
+        return mapping.to_linen(model, self.abstract_variables, rename=self.rename)
+
+
+def is_shape(given: Any) -> bool:
+    """Whether an input is given as a shape: a tuple of Python integers.
+
+    Example:
+        >>> is_shape((5, 3)), is_shape((np.int32(5),)), is_shape(np.ones(3))
+        (True, False, False)
+    """
+    return isinstance(given, tuple) and all(type(size) is int for size in given)
