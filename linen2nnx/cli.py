@@ -320,17 +320,20 @@ def _count(
 
 @app.command()
 def compare(
-    linen: Annotated[str, typer.Argument(help="package.module:Model, of Linen.")],
-    nnx: Annotated[str, typer.Argument(help="The same of nnx.")],
+    linen: Annotated[
+        str,
+        typer.Argument(help="package.module:Model, of Linen; or of a Pair, alone."),
+    ],
+    nnx: Annotated[str | None, typer.Argument(help="The same of nnx.")] = None,
     input_: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--input",
             metavar="SPEC",
             help="What both are called with, in order: float32[8,32], bool[8], "
             "'int32[4,16]<100', x.npy, x.npz, or by keyword: mask=bool[4,16].",
         ),
-    ],
+    ] = None,
     linen_kwargs: Annotated[
         list[str] | None,
         typer.Option(
@@ -370,41 +373,49 @@ def compare(
         bool, typer.Option("--jit", help="Run both under jax.jit, not op by op.")
     ] = False,
     randomness: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--randomness",
             metavar="KIND",
             help="deterministic, same-keys or statistics.",
         ),
-    ] = "deterministic",
+    ] = None,
 ) -> None:
     """Compare your Linen model with your port to nnx, from the same values.
 
     A model is named by package.module:name, found from the current folder: a class, a
-    model, or a function without arguments that makes one; of nnx it may take rngs.
+    model, or a function without arguments that makes one; of nnx it may take rngs. A
+    linen2nnx.Pair, named alone, says itself what both are and are called with.
 
     Exit status: 0 when both compute the same, 1 when they differ, 2 when it could not
     be told.
     """
-    from linen2nnx import named as models
-    from linen2nnx import parity
+    from linen2nnx import named, parity
 
     names = [name.replace("-", " ") for name in checks.split(",")] if checks else None
+    options: dict[str, Any] = {
+        "inputs": input_,
+        "linen_kwargs": linen_kwargs,
+        "nnx_kwargs": nnx_kwargs,
+        "rename": rename,
+        "variables": variables,
+        "eval_mode": eval_,
+        "randomness": randomness and randomness.replace("-", " "),
+    }
+    options = {name: value for name, value in options.items() if value}
+    if nnx is None and options:
+        _fail(f"a Pair, named alone, says its {', '.join(options)} itself")
+    if nnx is not None and not input_:
+        _fail("--input is missing: what both models are called with")
     try:
-        report = models.compare(
-            linen,
-            nnx,
-            inputs=input_,
-            linen_kwargs=linen_kwargs or [],
-            nnx_kwargs=nnx_kwargs or [],
-            rename=rename or [],
-            variables=variables,
-            eval_mode=eval_,
+        report = parity.compare(
+            named.named_pair(linen)
+            if nnx is None
+            else named.pair_of(linen, nnx, **options),
             checks=names or parity.CHECKS,
             jit=jit,
-            randomness=randomness.replace("-", " "),
         )
-    except models.CompareError as error:
+    except named.CompareError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")

@@ -1,10 +1,12 @@
-"""The command `linen2nnx compare`: what is named on the command line, compared.
+"""What the command `linen2nnx compare` names: models, pairs, inputs, checkpoints.
 
 Models are named `package.module:name`. The name is a module class, an instance, or a
-function without arguments that makes one. An nnx class or function may take `rngs`.
+function without arguments that makes one. An nnx class or function may take `rngs`. A
+`Pair` is named likewise, alone.
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import json
@@ -22,7 +24,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from linen2nnx import parity
+from linen2nnx.leaves import Variables
+from linen2nnx.parity import Pair
+from linen2nnx.parity.randomness import Randomness
 
 _SPEC = re.compile(r"(\w+)\[([\d,\s]*)\](?:<(\d+))?")
 
@@ -31,7 +35,7 @@ class CompareError(ValueError):
     """What the command line names cannot be compared."""
 
 
-def compare(
+def pair_of(
     linen: str,
     port: str,
     *,
@@ -41,9 +45,9 @@ def compare(
     rename: Sequence[str] = (),
     variables: Path | None = None,
     eval_mode: bool = False,
-    **options: Any,
-) -> parity.Report:
-    """Compare two models that are named by where they are.
+    randomness: Randomness = "deterministic",
+) -> Pair:
+    """The pair of two models that are named by where they are.
 
     Args:
         linen: `package.module:name` of the Linen model.
@@ -54,34 +58,47 @@ def compare(
         rename: `linen/path=nnx/path` each, or JSON files of such pairs.
         variables: a checkpoint as for `read_variables`; None is random values.
         eval_mode: whether to call `.eval()` on the nnx model.
-        options: of `linen2nnx.parity.assert_parity`.
+        randomness: as for `linen2nnx.parity.assert_parity`.
 
     Raises:
         CompareError: naming what cannot be read or made.
     """
     module = _linen_model(linen)
-    model = _nnx_model(port)
-    if eval_mode:
-        model.eval()
     arguments, keywords = read_inputs(inputs)
-    of_linen = keywords | _literals(linen_kwargs)
-    of_nnx = keywords | _literals(nnx_kwargs)
-    loaded = None
-    if variables is not None:
-        shapes = jax.eval_shape(
-            lambda: module.init(jax.random.key(0), *arguments, **of_linen)
-        )
-        loaded = read_variables(variables, shapes)
-    return parity.compare(
+
+    def create(*, rngs: nnx.Rngs) -> nnx.Module:
+        model = _nnx_model(port, rngs)
+        if eval_mode:
+            model.eval()
+        return model
+
+    pair = Pair(
         module,
-        loaded,
-        model,
-        *arguments,
-        linen_kwargs=of_linen,
-        nnx_kwargs=of_nnx,
+        create,
+        arguments,
         rename=_renames(rename),
-        **options,
+        randomness=randomness,
+        linen_kwargs=keywords | _literals(linen_kwargs),
+        nnx_kwargs=keywords | _literals(nnx_kwargs),
     )
+    if variables is not None:
+        loaded = read_variables(variables, pair.abstract_variables)
+        pair = dataclasses.replace(pair, checkpoint=loaded)
+    return pair
+
+
+def named_pair(spec: str) -> Pair:
+    """The `Pair` that is named by where it is, `package.module:name`.
+
+    Raises:
+        CompareError: if there is none.
+    """
+    found = _named(spec)
+    if not isinstance(found, Pair):
+        raise CompareError(
+            f"{spec} is {_kind(found)}, and no Pair; a model takes its port beside it"
+        )
+    return found
 
 
 def read_inputs(specs: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -123,7 +140,7 @@ def read_inputs(specs: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
     return inputs, keywords
 
 
-def read_variables(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+def read_variables(path: Path, shapes: Variables) -> dict[str, Any]:
     """The Linen variables in a checkpoint.
 
     Args:
@@ -236,16 +253,11 @@ def _linen_model(spec: str) -> nn.Module:
     return model
 
 
-def _nnx_model(spec: str) -> nnx.Module:
-    """The model without values: it gets those of the Linen side."""
-
-    def make() -> nnx.Module:
-        model = _model(spec, {"rngs": nnx.Rngs(0)})
-        if not isinstance(model, nnx.Module):
-            raise CompareError(f"{spec} gives {_kind(model)}, and no nnx module")
-        return model
-
-    return nnx.eval_shape(make)
+def _nnx_model(spec: str, rngs: nnx.Rngs) -> nnx.Module:
+    model = _model(spec, {"rngs": rngs})
+    if not isinstance(model, nnx.Module):
+        raise CompareError(f"{spec} gives {_kind(model)}, and no nnx module")
+    return model
 
 
 def _kind(value: Any) -> str:

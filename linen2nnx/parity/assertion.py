@@ -145,9 +145,11 @@ def assert_parity(  # the first form is the second one of what the pair holds
     if not isinstance(linen_module, Pair):
         if nnx_model is None:
             raise TypeError("nnx_model is missing; the order is Linen, variables, nnx")
+        refuse_wrong_sides(linen_module, variables, nnx_model)
+        arguments = Arguments(inputs, linen_kwargs or {})
         sides = _Sides(
             linen_module,
-            variables,
+            lambda: with_values(linen_module, variables, nnx_model, arguments, rename),
             nnx_model,
             inputs,
             linen_kwargs or {},
@@ -188,7 +190,7 @@ class _Sides:
     """What is compared."""
 
     linen: nn.Module | Callable[..., Any]
-    variables: Variables | None
+    values: Callable[[], tuple[Variables, nnx.Module]]
     model: nnx.Module
     inputs: tuple[Any, ...]
     linen_kwargs: Mapping[str, Any]
@@ -200,17 +202,14 @@ class _Sides:
     @classmethod
     def of(cls, pair: Pair) -> "_Sides":
         __tracebackhide__ = True
-        try:
-            variables, model = pair.variables, pair.model
-        except MappingError as error:
-            raise ParityError(f"structure: {error}") from error
+        refuse_wrong_sides(pair.linen, pair.checkpoint, pair.abstract_model)
         linen: nn.Module | Callable[..., Any] = pair.linen
         if pair.linen_call is not None:
             linen = functools.partial(pair.linen_call, pair.linen)
         return cls(
             linen,
-            variables,
-            model,
+            lambda: (pair.variables, pair.model),
+            pair.abstract_model,
             pair.arrays,
             pair.linen_kwargs,
             pair.nnx_kwargs,
@@ -218,6 +217,13 @@ class _Sides:
             pair.rename,
             pair.randomness,
         )
+
+
+def _values(sides: _Sides) -> tuple[Variables, nnx.Module]:
+    try:
+        return sides.values()
+    except MappingError as error:
+        raise ParityError(f"structure: {error}") from error
 
 
 def _assert_parity(sides: _Sides, how: _How) -> Report:
@@ -231,7 +237,6 @@ def _assert_parity(sides: _Sides, how: _How) -> Report:
         raise ValueError(f"randomness is {randomness!r}; it takes one of {kinds}")
     linen_arguments = Arguments(sides.inputs, sides.linen_kwargs)
     nnx_arguments = Arguments(sides.inputs, sides.nnx_kwargs)
-    refuse_wrong_sides(sides.linen, sides.variables, sides.model)
     if isinstance(sides.linen, nn.Module):
         refuse_wrong_inputs("Linen", sides.linen, linen_arguments)
     if sides.call is None:
@@ -269,15 +274,7 @@ def _assert_parity(sides: _Sides, how: _How) -> Report:
 
     with recording() as rows:
         try:
-            comparison.run(
-                *with_values(
-                    sides.linen,
-                    sides.variables,
-                    sides.model,
-                    linen_arguments,
-                    sides.rename,
-                )
-            )
+            comparison.run(*_values(sides))
         except ParityError as error:
             found, where = comparison.located(rows)
             message = f"{error}\n{where}".rstrip()

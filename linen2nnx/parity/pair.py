@@ -115,11 +115,20 @@ class Pair:
         )
 
     @cached_property
+    def abstract_model(self) -> nnx.Module:
+        """The nnx model without values."""
+        with in_mode(self.mode):
+            return nnx.eval_shape(lambda: self.model_from(0))
+
+    @cached_property
     def _values(self) -> tuple[Variables, Any, nnx.State]:
         target = self.checkpoint or self.abstract_variables
-        abstract = nnx.eval_shape(lambda: self.model_from(0))
         variables, model = random_pair(
-            target, abstract, seed=self.seed, dtype=self.dtype, rename=self.rename
+            target,
+            self.abstract_model,
+            seed=self.seed,
+            dtype=self.dtype,
+            rename=self.rename,
         )
         if self.checkpoint is not None:
             variables = self.checkpoint

@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 from linen2nnx import mapping
 from linen2nnx.leaves import Variables
 from linen2nnx.parity.differences import is_float
-from linen2nnx.parity.equal import ParityError
 from linen2nnx.parity.sides import Arguments
 
 
@@ -86,7 +85,11 @@ def with_values(
     arguments: Arguments,
     rename: Mapping[str, str] | None,
 ) -> tuple[Variables, nnx.Module]:
-    """Random values in both if there are no variables; theirs if the model has none."""
+    """Random values in both if there are no variables; theirs if the model has none.
+
+    Raises:
+        linen2nnx.mapping.MappingError: if the sides do not correspond.
+    """
     state = jax.tree.leaves(nnx.state(nnx_model))
     is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in state)
 
@@ -94,13 +97,10 @@ def with_values(
         args, kwargs = arguments.filled(arrays)
         return linen_module.init(jax.random.key(0), *args, **kwargs)
 
-    try:
-        if variables is None:
-            shapes = jax.eval_shape(init, arguments.arrays)
-            return random_pair(shapes, nnx_model, rename=rename)
-        if is_abstract:
-            _, seeded = random_pair(variables, nnx_model, rename=rename)
-            return variables, mapping.to_nnx(variables, seeded, rename=rename)
-    except mapping.MappingError as error:
-        raise ParityError(f"structure: {error}") from error
+    if variables is None:
+        shapes = jax.eval_shape(init, arguments.arrays)
+        return random_pair(shapes, nnx_model, rename=rename)
+    if is_abstract:
+        _, seeded = random_pair(variables, nnx_model, rename=rename)
+        return variables, mapping.to_nnx(variables, seeded, rename=rename)
     return variables, nnx_model

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from linen2nnx import cli, mapping
-from linen2nnx import named as compare
+from linen2nnx import cli, mapping, named
 
 LINEN = """
 import flax.linen as nn
@@ -49,10 +48,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 import model_linen, model_nnx
 from flax import nnx
+from linen2nnx import Pair
 
 linen = functools.partial(model_linen.Classifier, 3)
 module = model_linen.Classifier(3)
 number = 3
+pair = Pair(module, functools.partial(model_nnx.Classifier, 4, 3), [(5, 4)])
 
 
 def port(rngs):
@@ -176,7 +177,7 @@ def test_a_checkpoint(form, folder, recwarn):
             "train state": {**variables, "step": 3, "opt_state": {}},
         }[form]
         path.write_bytes(flax.serialization.to_bytes(content))
-    read = compare.read_variables(path, jax.eval_shape(lambda: variables))
+    read = named.read_variables(path, jax.eval_shape(lambda: variables))
     jax.tree.map(np.testing.assert_array_equal, read, variables)
     if form == "msgpack":
         status, _, error = run("linen", "instance", *ASKED, "--variables", str(path))
@@ -188,7 +189,7 @@ def test_inputs_from_files(folder):
     np.save("x.npy", array)
     np.savez("positional.npz", array, array + 1)
     np.savez("named.npz", left=array, right=array + 1)
-    inputs, keywords = compare.read_inputs(
+    inputs, keywords = named.read_inputs(
         ["x.npy", "positional.npz", "named.npz", "both=named.npz", "mask=x.npy"]
     )
     assert [value.ravel()[0] for value in inputs] == [0, 0, 1]
@@ -197,7 +198,7 @@ def test_inputs_from_files(folder):
 
 
 def test_random_inputs():
-    inputs, keywords = compare.read_inputs(
+    inputs, keywords = named.read_inputs(
         ["float32[3, 200]", "bfloat16[2]", "int32[500]<4", "bool[64]", "t=float32[]"]
     )
     assert [str(value.dtype) for value in inputs] == [
@@ -267,16 +268,16 @@ def test_what_cannot_be_told_is_one_line(linen, port, options, message, folder):
     ],
 )
 def test_a_name_that_leads_nowhere(spec, message):
-    with pytest.raises(compare.CompareError, match=re.escape(message)):
-        compare._linen_model(spec)
+    with pytest.raises(named.CompareError, match=re.escape(message)):
+        named._linen_model(spec)
 
 
 def test_a_checkpoint_of_another_model(tmp_path):
     path = tmp_path / "other"
     path.write_bytes(flax.serialization.to_bytes({"a": {"kernel": np.ones(2)}}))
     shapes = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), jnp.ones(3))
-    with pytest.raises(compare.CompareError, match="holds a; the Linen model needs"):
-        compare.read_variables(path, shapes)
+    with pytest.raises(named.CompareError, match="holds a; the Linen model needs"):
+        named.read_variables(path, shapes)
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
@@ -305,3 +306,31 @@ def test_the_options_on_the_page_are_those_of_the_command():
     shown = CliRunner().invoke(cli.app, ["compare", "--help"]).stdout
     of_command = {*re.findall(r"--[a-z][-a-z]+", shown)} - {"--help"}
     assert {*re.findall(r"--[a-z][-a-z]+", PAGE.read_text())} == of_command
+
+
+def run_alone(*arguments):
+    result = CliRunner().invoke(cli.app, ["compare", *arguments])
+    return result.exit_code, re.sub(r"\s+", " ", result.stdout), result.stderr
+
+
+def test_a_pair_is_named_alone(folder):
+    status, out, error = run_alone("my_models:pair", "--jit", "--checks", "outputs")
+    assert (status, error) == (0, "")
+    assert "both sides under jax.jit" in out
+    assert "gradients" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["my_models:pair", *ASKED], "a Pair, named alone, says its inputs itself"),
+        (["my_models:pair", "--eval"], "says its eval_mode itself"),
+        (["my_models:linen"], "my_models:linen is a partial, and no Pair"),
+        (["my_models:linen", "my_models:port"], "--input is missing"),
+    ],
+)
+def test_a_pair_takes_no_model_beside_it(arguments, message, folder):
+    status, out, error = run_alone(*arguments)
+    assert (status, out) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
