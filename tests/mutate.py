@@ -21,42 +21,46 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SECONDS_PER_MUTANT = 120
-TESTS = {  # where they are not test_<file>.py alone; those of a twin go by its name
-    "arguments": ["tests/test_entry_arguments.py", "tests/test_suite.py"],
-    "mapping": [
-        "tests/test_mapping.py",
-        "tests/test_mapping_layers.py",
-        "tests/test_mapping_trees.py",
-        "tests/test_suite.py",
-    ],
+TESTS = {  # by file or package of the library, where they are not test_<file>.py alone
+    "arguments": ["test_suite", "test_contributing"],  # and the problems with an entry
+    "leaves": ["test_mapping", "test_mapping_layers", "test_mapping_trees"],
+    "mapping": ["test_mapping", "test_mapping_layers", "test_mapping_trees"],
+    "parity/pair": ["test_pair"],
     "parity": [
-        "tests/test_parity.py",
-        "tests/test_parity_inputs.py",
-        "tests/test_divergence.py",
-        "tests/test_planted_bugs.py",
-        "tests/test_suite.py",
+        *("test_parity", "test_parity_inputs", "test_pair"),
+        *("test_divergence", "test_planted_bugs", "test_suite"),
     ],
-    "suite": ["tests/test_suite.py", "tests/test_cli.py"],
-    "report": ["tests/test_check.py"],
-    "check": ["tests/test_check.py"],
-    "cli": [
-        "tests/test_cli.py",
-        "tests/test_check.py",
-        "tests/test_overhead.py",
-        "tests/test_compare.py",
-        "tests/test_upgrade.py",
-    ],
+    "cost/paired": ["test_paired"],
+    "cost/bytecodes": ["test_bytecodes"],
+    "cost": ["test_problem", "test_bench"],
+    "suite/problem": ["test_problem"],
+    "suite/training": ["test_problem"],
+    "suite/entry": ["test_problem"],
+    "suite/catalog": ["test_suite", "test_cli"],
+    "suite": ["test_check", "test_bench", "test_digests"],
+    "releases/table": ["test_releases"],
+    "releases/extend": ["test_extend_releases"],
+    "releases": ["test_upgrade", "test_releases"],
+    "cli": ["test_cli", "test_check", "test_bench", "test_named", "test_upgrade"],
 }
+ENTRY = "parity_tests/state/test_pure_update.py"  # of a problem with an entry function
 
 
 def tests_of(path: Path) -> list[list[str]]:
     """Arguments of pytest, run after run, until one fails."""
-    if path.parts[0] == "linen2nnx":
-        tests = TESTS.get(path.stem, [f"tests/test_{path.stem}.py"])
-        return [[test] for test in tests]
-    test = f"parity_tests/{path.parts[1]}/test_{path.stem}.py"
-    of_all = ["tests/test_entry_arguments.py", "tests/test_suite.py"]
-    return [[test], [*of_all, "-k", path.stem]]
+    if path.parts[0] != "linen2nnx":
+        test = f"parity_tests/{path.parts[1]}/test_{path.stem}.py"
+        return [[test], ["tests/test_suite.py", "-k", path.stem]]
+    inside = path.relative_to("linen2nnx").with_suffix("")
+    names = next(
+        (TESTS[name] for name in (str(inside), inside.parts[0]) if name in TESTS),
+        [f"test_{path.stem}"],
+    )
+    own = f"test_{path.stem}"
+    if (ROOT / f"tests/{own}.py").is_file() and own not in names:
+        names = [own, *names]
+    tests = [[f"tests/{name}.py"] for name in names]
+    return [*tests, [ENTRY]] if path.stem in ("arguments", "entry") else tests
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
@@ -153,7 +157,7 @@ def run(path: Path) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> None:
-    from linen2nnx.suite.check import compilation_cache
+    from linen2nnx.files import compilation_cache
 
     for name in [name for name in sys.modules if name.startswith("linen2nnx")]:
         del sys.modules[name]  # it is imported again, mutated
@@ -162,15 +166,14 @@ def main(arguments: list[str]) -> None:
     sys.path = [entry for entry in sys.path if entry not in ("", str(ROOT))]
     import flax.linen
     import jax
-    import jaxtyping
     import optax
     import pytest
     import rich.console
     import typer
 
-    assert all([flax, jax, jaxtyping, optax, pytest, rich, typer])
+    assert all([flax, jax, optax, pytest, rich, typer])
     with tempfile.TemporaryDirectory() as compiled:
-        os.environ.update(compilation_cache(compiled))
+        os.environ.update(compilation_cache(Path(compiled)))
         scores = [run(Path(argument)) for argument in arguments]
     killed, total = (sum(column) for column in zip(*scores))
     print(f"in all {killed} of {total} mutants killed, {killed / total:.1%}")
