@@ -7,9 +7,6 @@ which name each of them takes; the same table names them in Linen.
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model
@@ -18,7 +15,7 @@ class MLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         # Linen: `Dense_0` is the layer that is made first;
         # `Dense_1` is made in the next line.
         x = nn.relu(nn.Dense(self.hidden)(x))
@@ -31,7 +28,7 @@ class NestedMLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         # Linen: Python evaluates the outer `nn.Dense` before its
         # argument, so the output layer is `Dense_0` and the hidden
         # layer `Dense_1`.
@@ -46,7 +43,7 @@ class LoopMLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         for _ in range(self.num_layers):
             # Linen: `Dense_0`, `Dense_1` and so on, one more at
             # each turn.
@@ -64,7 +61,7 @@ class NamedMLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         x = nn.relu(nn.Dense(self.hidden, name="hidden")(x))
         return nn.Dense(self.features, name="output")(x)
 
@@ -80,34 +77,9 @@ def load_params(params: dict, names: dict) -> dict:
 # region: end
 
 
-def compact_mlp(
-    seed, x, hidden, features, *, variables=None
-) -> Float[Array, "features"]:
-    """Apply an MLP of two layers with a relu between them.
-
-    Args:
-        seed: whole number; seeds the layers.
-        x: input, numeric, shape (din,).
-        hidden: whole number from 1; width of the first layer.
-        features: whole number from 1; size of the output.
-        variables: params `Dense_0`, `Dense_1` to start from.
-
-    Returns:
-        The output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    hidden = arguments.size("hidden", hidden)
-    features = arguments.size("features", features)
-    model = MLP(hidden, features)
-    variables = arguments.starting_variables(
-        "variables", variables, model, seed, x
-    )
-    return model.apply(variables, x)
-
-
 if __name__ == "__main__":
-    print(compact_mlp(0, jnp.arange(3.0), 4, 2))
+    layer = {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}
+    old = {"Dense_0": layer, "Dense_1": layer}
+    model = NamedMLP(hidden=3, features=3)
+    params = load_params(old, NAMES)
+    print(model.apply({"params": params}, jnp.arange(3.0)))

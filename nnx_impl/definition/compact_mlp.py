@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model - The model
@@ -24,12 +21,12 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        # nnx: The path of this kernel is `hidden/kernel`. The layer
-        # takes the size of its input; nothing is inferred from `x`.
+        # nnx: The kernel's path is `hidden/kernel`. The layer takes
+        # the size of its input; nothing is inferred from `x`.
         self.hidden = nnx.Linear(din, hidden, rngs=rngs)
         self.output = nnx.Linear(hidden, features, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         x = nnx.relu(self.hidden(x))
         return self.output(x)
 
@@ -47,7 +44,7 @@ class NestedMLP(nnx.Module):
         self.hidden = nnx.Linear(din, hidden, rngs=rngs)
         self.output = nnx.Linear(hidden, features, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         # nnx: Nested or not, the names are the same: nothing is
         # made here.
         return self.output(nnx.relu(self.hidden(x)))
@@ -71,7 +68,7 @@ class LoopMLP(nnx.Module):
             for i in range(num_layers)
         )
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         for layer in self.layers:
             x = nnx.relu(layer(x))
         return x
@@ -108,30 +105,9 @@ def load_params(
 # region: end
 
 
-def compact_mlp(
-    seed, x, hidden, features
-) -> Float[Array, "features"]:
-    """Apply an MLP of two layers with a relu between them.
-
-    Args:
-        seed: whole number; seeds the layers.
-        x: input, numeric, shape (din,).
-        hidden: whole number from 1; width of the first layer.
-        features: whole number from 1; size of the output.
-
-    Returns:
-        The output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    hidden = arguments.size("hidden", hidden)
-    features = arguments.size("features", features)
-    rngs = nnx.Rngs(int(seed))
-    return MLP(x.shape[0], hidden, features, rngs=rngs)(x)
-
-
 if __name__ == "__main__":
-    print(compact_mlp(0, jnp.arange(3.0), 4, 2))
+    layer = {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}
+    old = {"Dense_0": layer, "Dense_1": layer}
+    model = MLP(din=3, hidden=3, features=3, rngs=nnx.Rngs(0))
+    load_params(model, old, NAMES)
+    print(model(jnp.arange(3.0)))

@@ -1,3 +1,8 @@
+"""Parity, cost and pitfalls of `definition/compact_mlp`."""
+
+from dataclasses import replace
+from functools import partial
+
 import flax.errors
 import flax.linen as nn
 import jax
@@ -6,22 +11,112 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Forward
+from linen2nnx.cost.step import plain_dense
+from linen2nnx.suite.problem import (
+    JITTED_BFLOAT16,
+    OP_BY_OP,
+    Compare,
+    Mistake,
+    Problem,
+)
 from linen_impl.definition import compact_mlp as linen
 from nnx_impl.definition import compact_mlp as nnx_side
-from parity_tests.entry_inputs import entry_inputs, in_any_form
-from parity_tests.random_pair import random_input, variable_shapes
 
-CASES = [  # din, hidden, features, seed, dtype, jit
-    (1, 5, 33, 0, jnp.float32, False),
-    (5, 5, 5, 1, jnp.bfloat16, True),  # square: shapes do not tell the layers apart
-]
-LOOP_CASES = [  # din, num_layers, features, seed, dtype, jit
-    (1, 12, 33, 0, jnp.float32, False),
-    (5, 2, 5, 1, jnp.bfloat16, True),
-]
-MLP_NAMES = {"Dense_0": "hidden", "Dense_1": "output"}
-NESTED_NAMES = {"Dense_0": "output", "Dense_1": "hidden"}
+# din, hidden, features. Of the square one the shapes do not tell the layers apart.
+SIZES = [(1, 5, 33), (5, 5, 5)]
+LOOP_SIZES = [(1, 12, 33), (5, 2, 5)]  # din, num_layers, features
+
+
+def mlp(din, hidden, features):
+    return Pair(
+        linen.MLP(hidden, features),
+        partial(nnx_side.MLP, din, hidden, features),
+        [(din,)],
+        rename={"Dense_0": "hidden", "Dense_1": "output"},
+    )
+
+
+def nested(din, hidden, features):
+    return Pair(
+        linen.NestedMLP(hidden, features),
+        partial(nnx_side.NestedMLP, din, hidden, features),
+        [(din,)],
+        rename={"Dense_0": "output", "Dense_1": "hidden"},
+    )
+
+
+def loop(din, num_layers, features):
+    return Pair(
+        linen.LoopMLP(num_layers, features),
+        partial(nnx_side.LoopMLP, din, num_layers, features),
+        [(din,)],
+        rename={f"Dense_{i}": f"layers/{i}" for i in range(num_layers)},
+    )
+
+
+def plain_loop(layers, x):
+    for layer in layers:
+        x = jax.nn.relu(plain_dense(layer, x))
+    return x
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=loop,
+    sizes=LOOP_SIZES,
+    compared={
+        "mlp": Compare(pair=mlp, sizes=SIZES),
+        "nested": Compare(pair=nested, sizes=SIZES),
+        "loop": Compare(),
+    },
+    cost=Forward(
+        plain=plain_loop,
+        weights=lambda variables: [
+            variables["params"][f"Dense_{i}"] for i in range(len(variables["params"]))
+        ],
+        size=lambda layers: (32, layers, 32),
+        layers=[1, 4, 16],
+    ),
+    mistakes=[
+        Mistake("nnx", "x = nnx.relu(self.hidden(x))", "x = self.hidden(x)", "mlp"),
+        Mistake(
+            "nnx",
+            "self.output(nnx.relu(self.hidden(x)))",
+            "nnx.relu(self.output(self.hidden(x)))",
+            "nested",
+        ),
+        Mistake("nnx", "nnx.relu(layer(x))", "layer(nnx.relu(x))", "loop"),
+        Mistake("nnx", "nnx.update(model, new)", "pass", "test_load_params"),
+        Mistake(
+            "linen",
+            "nn.relu(nn.Dense(self.hidden)(x))",
+            "nn.Dense(self.hidden)(nn.relu(x))",
+            "nested",
+        ),
+        Mistake(
+            "linen",
+            '{"Dense_0": "output", "Dense_1": "hidden"}',
+            '{"Dense_0": "hidden", "Dense_1": "output"}',
+            "test_load_params",
+        ),
+        Mistake(
+            "linen",
+            "{names[name]: layer for name, layer in params.items()}",
+            "params",
+            "test_load_params",
+        ),
+        Mistake(
+            "linen",
+            'f"layers_{i}"',
+            'f"layers_{num_layers - 1 - i}"',
+            "test_load_params_of_a_loop",
+        ),
+    ],
+)
+TestCompactMLP = problem.tests()
 
 
 class NamedLoop(nn.Module):
@@ -37,110 +132,49 @@ class NamedLoop(nn.Module):
         return x
 
 
-def create(name, din, width, features, seed=0):
-    """`width` is the hidden width, or of `LoopMLP` the number of layers."""
-    return getattr(nnx_side, name)(din, width, features, rngs=nnx.Rngs(seed))
-
-
-def random_pair(module, create_model, din, seed, dtype, rename=None):
-    variables, model = parity.random_pair(
-        jax.eval_shape(module.init, jax.random.key(0), jnp.ones(din)),
-        nnx.eval_shape(create_model),
-        seed=seed,
-        dtype=dtype,
-        rename=rename,
-    )
-    return variables, model, random_input(din, seed, dtype)
-
-
-def assert_same(module, create_model, names, din, seed, dtype, jit):
-    variables, model, x = random_pair(module, create_model, din, seed, dtype, names)
-    parity.assert_parity(module, variables, model, x, rename=names, jit=jit)
-
-
-def assert_loads(trained, named, create_model, names, theirs, din, seed, dtype, jit):
-    """Params of `trained` move into a module with names, and into the nnx model."""
-    held, model, x = random_pair(named, create_model, din, seed + 100, dtype)
-    shapes = jax.eval_shape(trained.init, jax.random.key(0), jnp.ones(din))
-    rng = np.random.default_rng(seed)
-    old = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), dtype), shapes
-    )
+def assert_loads(pair, named, names, theirs, run):
+    """Params of the Linen module move into one with names, and into the nnx model."""
+    trained = replace(pair, dtype=run.dtype)
+    held = replace(trained, linen=named, rename=None, seed=1)
+    old = trained.variables["params"]
     edit = parity.Edit(
-        linen=lambda _: {"params": linen.load_params(old["params"], names)},
-        nnx=lambda model: nnx_side.load_params(model, old["params"], theirs),
+        linen=lambda _: {"params": linen.load_params(old, names)},
+        nnx=lambda model: nnx_side.load_params(model, old, theirs),
         changes=["params"],
     )
     checks = "edit", "outputs", "state"  # nothing that was before it has a gradient
-    parity.assert_parity(named, held, model, x, edit=edit, jit=jit, checks=checks)
-    nnx_side.load_params(model, old["params"], theirs)
-    parity.assert_equal(trained.apply(old, x), model(x))
-
-
-@pytest.mark.parametrize(("din", "hidden", "features", "seed", "dtype", "jit"), CASES)
-def test_model(din, hidden, features, seed, dtype, jit):
-    assert_same(
-        linen.MLP(hidden, features),
-        lambda: create("MLP", din, hidden, features),
-        MLP_NAMES,
-        *(din, seed, dtype, jit),
-    )
-
-
-@pytest.mark.parametrize(("din", "hidden", "features", "seed", "dtype", "jit"), CASES)
-def test_nested(din, hidden, features, seed, dtype, jit):
-    assert_same(
-        linen.NestedMLP(hidden, features),
-        lambda: create("NestedMLP", din, hidden, features),
-        NESTED_NAMES,
-        *(din, seed, dtype, jit),
-    )
+    parity.assert_parity(held, edit=edit, jit=run.jit, checks=checks)
+    model = held.model
+    nnx_side.load_params(model, old, theirs)
+    expected = trained.linen.apply(trained.variables, *trained.arrays)
+    parity.assert_equal(expected, model(*trained.arrays))
 
 
 @pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"), LOOP_CASES
+    ("size", "run"), [(SIZES[0], OP_BY_OP), (SIZES[1], JITTED_BFLOAT16)]
 )
-def test_loop(din, num_layers, features, seed, dtype, jit):
-    assert_same(
-        linen.LoopMLP(num_layers, features),
-        lambda: create("LoopMLP", din, num_layers, features),
-        {f"Dense_{i}": f"layers/{i}" for i in range(num_layers)},
-        *(din, seed, dtype, jit),
-    )
-
-
-@pytest.mark.parametrize(("din", "hidden", "features", "seed", "dtype", "jit"), CASES)
-def test_load_params(din, hidden, features, seed, dtype, jit):
-    for name, names in (("MLP", "NAMES"), ("NestedMLP", "NESTED_NAMES")):
-        assert_loads(
-            getattr(linen, name)(hidden, features),
-            linen.NamedMLP(hidden, features),
-            lambda name=name: create(name, din, hidden, features),
-            getattr(linen, names),
-            getattr(nnx_side, names),
-            *(din, seed, dtype, jit),
-        )
+def test_load_params(size, run):
+    _, *widths = size
+    for make, names in ((nested, "NESTED_NAMES"), (mlp, "NAMES")):
+        named = linen.NamedMLP(*widths)
+        ours, theirs = getattr(linen, names), getattr(nnx_side, names)
+        assert_loads(make(*size), named, ours, theirs, run)
 
 
 @pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"), LOOP_CASES
+    ("size", "run"), [(LOOP_SIZES[0], OP_BY_OP), (LOOP_SIZES[1], JITTED_BFLOAT16)]
 )
-def test_load_params_of_a_loop(din, num_layers, features, seed, dtype, jit):
-    assert_loads(
-        linen.LoopMLP(num_layers, features),
-        NamedLoop(num_layers, features),
-        lambda: create("LoopMLP", din, num_layers, features),
-        linen.loop_names(num_layers),
-        nnx_side.loop_names(num_layers),
-        *(din, seed, dtype, jit),
-    )
+def test_load_params_of_a_loop(size, run):
+    _, num_layers, features = size
+    names = [side.loop_names(num_layers) for side in (linen, nnx_side)]
+    assert_loads(loop(*size), NamedLoop(num_layers, features), *names, run)
 
 
 @pytest.mark.parametrize("wrong", ["a layer missing", "a shape", "a leaf missing"])
 def test_load_params_takes_all_or_nothing(wrong):
-    model = create("MLP", 1, 5, 33)
-    before = nnx.to_pure_dict(nnx.state(model))
-    params = linen.MLP(5, 33).init(jax.random.key(1), jnp.ones(1))["params"]
+    pair = mlp(1, 5, 33)
+    model = pair.model
+    params = jax.tree.map(jnp.negative, pair.variables["params"])
     if wrong == "a layer missing":
         del params["Dense_1"]
     elif wrong == "a shape":
@@ -151,31 +185,7 @@ def test_load_params_takes_all_or_nothing(wrong):
         nnx_side.load_params(model, params, nnx_side.NAMES)
     with pytest.raises(KeyError, match="Dense_2"):
         nnx_side.load_params(model, {"Dense_2": params["Dense_0"]}, nnx_side.NAMES)
-    parity.assert_equal(before, nnx.to_pure_dict(nnx.state(model)))
-
-
-def test_compact_mlp(nnx_mode):
-    for rng, seed, x, features in entry_inputs(nnx_mode):
-        hidden = 1 if len(x) == 5 else 5
-        arguments = seed, x, in_any_form(rng, hidden), features
-        model = create("MLP", len(x), hidden, int(features), int(seed))
-        shapes = variable_shapes(linen.MLP(hidden, int(features)), len(x))
-        variables = mapping.to_linen(model, shapes, rename=MLP_NAMES)
-
-        output = nnx_side.compact_mlp(*arguments)
-
-        parity.assert_equal(linen.compact_mlp(*arguments, variables=variables), output)
-        plain = jnp.asarray(x, jnp.float32)
-        plain = jnp.dot(plain, model.hidden.kernel[...]) + model.hidden.bias[...]
-        plain = jnp.dot(jnp.maximum(plain, 0), model.output.kernel[...])
-        parity.assert_equal(plain + model.output.bias[...], output)
-
-
-def test_linen_entry_from_its_own_seed():
-    x = jnp.ones(1)
-    variables = linen.MLP(5, 33).init(jax.random.key(7), x)
-    expected = linen.MLP(5, 33).apply(variables, x)
-    parity.assert_equal(expected, linen.compact_mlp(7, x, 5, 33))
+    parity.assert_equal(pair.variables, pair.variables_of(model))
 
 
 def test_pitfall_the_outer_layer_of_a_nested_call_is_the_first():
@@ -185,16 +195,13 @@ def test_pitfall_the_outer_layer_of_a_nested_call_is_the_first():
     finds it by the shapes; where all widths are equal there is nothing to find, and the
     outputs are wrong.
     """
-    x = random_input(5, 0, jnp.float32)
-    module = linen.NestedMLP(5, 5)
-    variables, model, _ = random_pair(
-        module, lambda: create("NestedMLP", 5, 5, 5), 5, 0, jnp.float32, NESTED_NAMES
-    )
-    shapes = variable_shapes(linen.NestedMLP(8, 2), 5)["params"]
+    shapes = nested(5, 8, 2).abstract_variables["params"]
     assert shapes["Dense_0"]["kernel"].shape == (8, 2)  # the output layer
     assert shapes["Dense_1"]["kernel"].shape == (5, 8)
-    nnx_side.load_params(model, variables["params"], nnx_side.NAMES)  # no error
-    assert not np.allclose(model(x), module.apply(variables, x))
+    pair = nested(5, 5, 5)
+    model, (x,) = pair.model, pair.arrays
+    nnx_side.load_params(model, pair.variables["params"], nnx_side.NAMES)  # no error
+    assert not np.allclose(model(x), pair.linen.apply(pair.variables, x))
 
 
 class WithLayerInFront(nn.Module):
@@ -298,7 +305,7 @@ def test_pitfall_the_same_seed_gives_other_weights():
     Linen folds a hash of the path into the key and nnx a count, so no seed gives both
     the same kernels. Copy the params to compare the two.
     """
-    model = create("MLP", 1, 5, 33, seed=0)
+    model = mlp(1, 5, 33).model_from(0)
     params = linen.MLP(5, 33).init(jax.random.key(0), jnp.ones(1))["params"]
     assert not np.allclose(params["Dense_0"]["kernel"], model.hidden.kernel[...])
     assert not np.allclose(params["Dense_1"]["kernel"], model.output.kernel[...])
