@@ -6,10 +6,8 @@
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model
@@ -28,12 +26,12 @@ class GatedMLP(nn.Module):
             "gate": nn.Dense(self.features),
         }
 
-    def body(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def body(self, x):  # (n,) -> (m,)
         for layer in self.layers:
             x = nn.relu(layer(x))
         return x
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         x = self.body(x)
         gate = nn.sigmoid(self.heads["gate"](x))
         return self.heads["value"](x) * gate
@@ -41,11 +39,8 @@ class GatedMLP(nn.Module):
 
 # region: head
 def apply_head(
-    module: GatedMLP,
-    variables: dict,
-    x: Float[Array, "n"],
-    name: str,
-) -> Float[Array, "m"]:
+    module: GatedMLP, variables: dict, x: jax.Array, name: str
+) -> jax.Array:  # (n,) -> (m,)
     # Linen: Submodules exist inside `apply` only, so the choice is
     # made in a method.
     return module.apply(
@@ -55,8 +50,8 @@ def apply_head(
 
 # region: iterate
 def activations(
-    module: GatedMLP, variables: dict, x: Float[Array, "n"]
-) -> list:
+    module: GatedMLP, variables: dict, x: jax.Array
+) -> list:  # of arrays (m,)
     outputs = []
     # Linen: A bound module holds its variables, and its layers can
     # be called from outside.
@@ -92,7 +87,7 @@ class Scales(nn.Module):
             for i in range(self.num_layers)
         ]
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+    def __call__(self, x):  # (n,) -> (n,)
         for scale in self.scales:
             x = nn.relu(x * scale)
         return x
@@ -101,35 +96,8 @@ class Scales(nn.Module):
 # region: end
 
 
-def setup_submodules(
-    seed, x, num_layers, features, *, variables=None
-) -> Float[Array, "features"]:
-    """Apply an MLP with two heads: the value times the gate.
-
-    Args:
-        seed: whole number; seeds the layers and heads.
-        x: input, numeric, shape (din,).
-        num_layers: whole number from 1; layers below the heads.
-        features: whole number from 1; width of every layer.
-        variables: params `layers_0`, ..., `heads_value`,
-            `heads_gate` to start from.
-
-    Returns:
-        The output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    num_layers = arguments.size("num_layers", num_layers)
-    features = arguments.size("features", features)
-    model = GatedMLP(num_layers, features)
-    variables = arguments.starting_variables(
-        "variables", variables, model, seed, x
-    )
-    return model.apply(variables, x)
-
-
 if __name__ == "__main__":
-    print(setup_submodules(0, jnp.arange(3.0), 2, 2))
+    x = jnp.arange(3.0)
+    model = GatedMLP(num_layers=2, features=4)
+    variables = model.init(jax.random.key(0), x)
+    print(model.apply(variables, x))

@@ -5,11 +5,9 @@ with the paths `layers/0` and `heads/value`. Linen assigns plain
 lists and dicts in `setup`, and says `layers_0` and `heads_value`.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model - The model
@@ -36,12 +34,12 @@ class GatedMLP(nnx.Module):
             gate=nnx.Linear(features, features, rngs=rngs),
         )
 
-    def body(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def body(self, x):  # (n,) -> (m,)
         for layer in self.layers:
             x = nnx.relu(layer(x))
         return x
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         x = self.body(x)
         gate = nnx.sigmoid(self.heads["gate"](x))
         return self.heads["value"](x) * gate
@@ -49,14 +47,16 @@ class GatedMLP(nnx.Module):
 
 # region: head - Variation: choose a head by name
 def apply_head(
-    model: GatedMLP, x: Float[Array, "n"], name: str
-) -> Float[Array, "m"]:
+    model: GatedMLP, x: jax.Array, name: str
+) -> jax.Array:  # (n,) -> (m,)
     # nnx: The heads are there at any time.
     return model.heads[name](model.body(x))
 
 
 # region: iterate - Variation: iterate over the layers
-def activations(model: GatedMLP, x: Float[Array, "n"]) -> list:
+def activations(
+    model: GatedMLP, x: jax.Array
+) -> list:  # of arrays (m,)
     outputs = []
     for layer in model.layers:
         x = nnx.relu(layer(x))
@@ -84,7 +84,7 @@ class Scales(nnx.Module):
             ]
         )
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+    def __call__(self, x):  # (n,) -> (n,)
         for scale in self.scales:
             x = nnx.relu(x * scale[...])
         return x
@@ -93,30 +93,8 @@ class Scales(nnx.Module):
 # region: end
 
 
-def setup_submodules(
-    seed, x, num_layers, features
-) -> Float[Array, "features"]:
-    """Apply an MLP with two heads: the value times the gate.
-
-    Args:
-        seed: whole number; seeds the layers and heads.
-        x: input, numeric, shape (din,).
-        num_layers: whole number from 1; layers below the heads.
-        features: whole number from 1; width of every layer.
-
-    Returns:
-        The output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    num_layers = arguments.size("num_layers", num_layers)
-    features = arguments.size("features", features)
-    rngs = nnx.Rngs(int(seed))
-    return GatedMLP(x.shape[0], num_layers, features, rngs=rngs)(x)
-
-
 if __name__ == "__main__":
-    print(setup_submodules(0, jnp.arange(3.0), 2, 2))
+    x = jnp.arange(3.0)
+    rngs = nnx.Rngs(0)
+    model = GatedMLP(din=3, num_layers=2, features=4, rngs=rngs)
+    print(model(x))

@@ -1,3 +1,7 @@
+"""Parity, cost and pitfalls of `definition/setup_submodules`."""
+
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,151 +9,185 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from flax.core import FrozenDict, unfreeze
+from flax.core import FrozenDict
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Forward
+from linen2nnx.cost.step import plain_dense
+from linen2nnx.suite.problem import Compare, Edit, Mistake, Problem
 from linen_impl.definition import setup_submodules as linen
 from nnx_impl.definition import setup_submodules as nnx_side
-from parity_tests.entry_inputs import entry_inputs, in_any_form
-from parity_tests.random_pair import random_pair, variable_shapes
 
-CASES = [  # din, num_layers, features, seed, dtype, jit
-    (1, 12, 33, 0, jnp.float32, False),
-    (5, 2, 5, 1, jnp.bfloat16, True),
-]
+OUTPUTS = "outputs", "state"
 
 
-def create_model(din, num_layers, features, seed=0):
-    return nnx_side.GatedMLP(din, num_layers, features, rngs=nnx.Rngs(seed))
+def gated(din, num_layers, features, linen_call=None, nnx_call=None):
+    return Pair(
+        linen.GatedMLP(num_layers, features),
+        partial(nnx_side.GatedMLP, din, num_layers, features),
+        [(din,)],
+        linen_call=linen_call,
+        nnx_call=nnx_call,
+    )
 
 
-def pair(din, num_layers, features, seed=0, dtype=jnp.float32):
+def head(name):
+    """The pair of which that head alone is called."""
+    return partial(
+        gated,
+        linen_call=lambda module, variables, x: linen.apply_head(
+            module, variables, x, name
+        ),
+        nnx_call=lambda model, x: nnx_side.apply_head(model, x, name),
+    )
+
+
+def scales(num_layers, features):
+    """Of inputs that are positive: relu makes zeros of the others."""
+    return Pair(
+        linen.Scales(num_layers, features),
+        lambda rngs: nnx_side.Scales(num_layers, features),
+        [(features,)],
+        linen_call=lambda module, variables, x: module.apply(variables, abs(x)),
+        nnx_call=lambda model, x: model(abs(x)),
+    )
+
+
+def deeper(module, variables, x):
+    """The output of the module with one layer more, which the variables hold."""
+    module, _ = linen.add_layer(module, {"params": {}}, {})
+    return module.apply(variables, x)
+
+
+def add_copy_of_gate(din, num_layers, features):
+    """As a layer of its own, the values of the head `gate`."""
     module = linen.GatedMLP(num_layers, features)
-    variables, model, x = random_pair(
-        module, lambda: create_model(din, num_layers, features), din, seed, dtype
-    )
-    return module, unfreeze(variables), model, x
+
+    def linen_edit(variables):
+        layer = variables["params"]["heads_gate"]
+        return linen.add_layer(module, variables, layer)[1]
+
+    def nnx_edit(model):
+        nnx_side.add_layer(model, nnx.clone(model.heads["gate"]))
+
+    return Edit(linen_edit, nnx_edit, changes=[f"params/layers_{num_layers}"])
 
 
-@pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"), CASES
+def plain_gated(weights, x):
+    *layers, value, gate = weights
+    for layer in layers:
+        x = jax.nn.relu(plain_dense(layer, x))
+    return plain_dense(value, x) * jax.nn.sigmoid(plain_dense(gate, x))
+
+
+def plain_weights(variables):
+    params = variables["params"]
+    layers = [f"layers_{i}" for i in range(len(params) - 2)]
+    return [params[name] for name in (*layers, "heads_value", "heads_gate")]
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=gated,
+    sizes=[(1, 12, 33), (5, 2, 5)],
+    compared={
+        "model": Compare(),
+        "value": Compare(
+            pair=head("value"), sizes=[(1, 2, 33), (5, 2, 5)], checks=OUTPUTS
+        ),
+        "gate": Compare(
+            pair=head("gate"), sizes=[(1, 2, 33), (5, 2, 5)], checks=OUTPUTS
+        ),
+        "activations": Compare(
+            pair=partial(
+                gated, linen_call=linen.activations, nnx_call=nnx_side.activations
+            ),
+            checks=OUTPUTS,
+        ),
+        "add_layer": Compare(
+            pair=partial(gated, linen_call=deeper),
+            sizes=[(1, 11, 33), (5, 2, 5)],
+            edit=add_copy_of_gate,
+            checks=["edit", "outputs", "state", "round trip"],
+        ),
+        "scales": Compare(pair=scales, sizes=[(12, 33), (2, 5)]),
+    },
+    cost=Forward(
+        plain=plain_gated,
+        weights=plain_weights,
+        size=lambda layers: (32, layers, 32),
+        layers=[1, 4, 16],
+    ),
+    mistakes=[
+        Mistake(
+            "nnx",
+            "value=nnx.Linear(features, features, rngs=rngs)",
+            "values=nnx.Linear(features, features, rngs=rngs)",
+            "model",
+        ),
+        Mistake(
+            "nnx",
+            'self.heads["value"](x) * gate',
+            'self.heads["value"](x)',
+            "model",
+        ),
+        Mistake(
+            "nnx",
+            "model.heads[name](model.body(x))",
+            'model.heads["value"](model.body(x))',
+            "gate",
+        ),
+        Mistake("nnx", "outputs.append(x)", "outputs.insert(0, x)", "activations"),
+        Mistake(
+            "nnx",
+            "model.layers.append(layer)",
+            "model.layers.insert(0, layer)",
+            "add_layer",
+        ),
+        Mistake("nnx", "model.layers.append(layer)", "pass", "add_layer"),
+        Mistake(
+            "nnx",
+            "x = nnx.relu(x * scale[...])",
+            "x = x * nnx.relu(scale[...])",
+            "scales",
+        ),
+        Mistake(
+            "linen",
+            'gate = nn.sigmoid(self.heads["gate"](x))',
+            'gate = self.heads["gate"](x)',
+            "model",
+        ),
+        Mistake(
+            "linen",
+            'f"layers_{module.num_layers}"',
+            'f"layers_{module.num_layers - 1}"',
+            "add_layer",
+        ),
+        Mistake(
+            "linen", "m.heads[name](m.body(x))", 'm.heads["gate"](m.body(x))', "value"
+        ),
+        Mistake("linen", "x * scale", "x + scale", "scales"),
+    ],
 )
-def test_model(din, num_layers, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
-    parity.assert_parity(module, variables, model, x, jit=jit)
+TestSetupSubmodules = problem.tests()
 
 
-@pytest.mark.parametrize("head", ["value", "gate"])
-@pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"),
-    [(1, 2, 33, 0, jnp.float32, False), CASES[1]],
-)
-def test_apply_head(head, din, num_layers, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
-    parity.assert_parity(
-        lambda variables, x: linen.apply_head(module, variables, x, head),
-        variables,
-        model,
-        x,
-        call=lambda model, x: nnx_side.apply_head(model, x, head),
-        jit=jit,
-        checks=["outputs", "state"],
-    )
+def test_activations_are_of_every_layer_and_the_last_is_that_of_the_body():
+    pair = gated(1, 12, 33)
+    outputs = nnx_side.activations(pair.model, *pair.arrays)
+    assert len(outputs) == 12
+    parity.assert_equal(pair.model.body(*pair.arrays), outputs[-1])
 
 
-@pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"), CASES
-)
-def test_activations(din, num_layers, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
-    parity.assert_parity(
-        lambda variables, x: linen.activations(module, variables, x),
-        variables,
-        model,
-        x,
-        call=nnx_side.activations,
-        jit=jit,
-        checks=["outputs", "state"],
-    )
-    outputs = nnx_side.activations(model, x)
-    assert len(outputs) == num_layers
-    parity.assert_equal(model.body(x), outputs[-1])
+def test_add_layer_of_linen_gives_a_module_of_one_layer_more():
+    pair = gated(5, 2, 5)
+    module, _ = linen.add_layer(pair.linen, pair.variables, {})
+    assert module == linen.GatedMLP(3, 5)
 
 
-@pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"),
-    [(1, 11, 33, 0, jnp.float32, False), CASES[1]],
-)
-def test_add_layer(din, num_layers, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
-    params, layer, _ = random_pair(
-        nn.Dense(features),
-        lambda: nnx.Linear(features, features, rngs=nnx.Rngs(0)),
-        features,
-        seed + 1,
-        dtype,
-    )
-    layer_params = unfreeze(params)["params"]
-    deeper, _ = linen.add_layer(module, variables, layer_params)
-    edit = parity.Edit(
-        linen=lambda variables: linen.add_layer(module, variables, layer_params)[1],
-        nnx=lambda model: nnx_side.add_layer(model, nnx.clone(layer)),
-        changes=[f"params/layers_{num_layers}"],
-    )
-    assert deeper == linen.GatedMLP(num_layers + 1, features)
-    parity.assert_parity(
-        lambda variables, x: deeper.apply(variables, x),
-        variables,
-        model,
-        x,
-        edit=edit,
-        jit=jit,
-        checks=["edit", "outputs", "state", "round trip"],
-    )
-
-
-@pytest.mark.parametrize(
-    ("num_layers", "features", "dtype", "jit"),
-    [(12, 33, jnp.float32, False), (2, 5, jnp.bfloat16, True)],
-)
-def test_scales(num_layers, features, dtype, jit):
-    module = linen.Scales(num_layers, features)
-    variables, model, x = random_pair(
-        module, lambda: nnx_side.Scales(num_layers, features), features, 0, dtype
-    )
-    parity.assert_parity(module, variables, model, abs(x), jit=jit)
-    assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == num_layers
-
-
-def test_setup_submodules(nnx_mode):
-    for rng, seed, x, features in entry_inputs(nnx_mode):
-        depth, width = int(rng.choice([1, 1, 2])), int(features)
-        arguments = seed, x, in_any_form(rng, depth), features
-        model = create_model(len(x), depth, width, int(seed))
-        shapes = variable_shapes(linen.GatedMLP(depth, width), len(x))
-        variables = mapping.to_linen(model, shapes)
-
-        output = nnx_side.setup_submodules(*arguments)
-
-        parity.assert_equal(
-            linen.setup_submodules(*arguments, variables=variables), output
-        )
-        plain = jnp.asarray(x, jnp.float32)
-        for layer in model.layers:
-            plain = jnp.dot(plain, layer.kernel[...]) + layer.bias[...]
-            plain = jnp.maximum(plain, 0)
-        value, gate = (
-            jnp.dot(plain, head.kernel[...]) + head.bias[...]
-            for head in (model.heads["value"], model.heads["gate"])
-        )
-        parity.assert_equal(value * jax.nn.sigmoid(gate), output)
-
-
-def test_linen_entry_from_its_own_seed():
-    x = jnp.arange(5.0)
-    module = linen.GatedMLP(2, 5)
-    expected = module.apply(module.init(jax.random.key(7), x), x)
-    parity.assert_equal(expected, linen.setup_submodules(7, x, 2, 5))
+def test_every_array_of_a_plain_list_is_a_param():
+    assert len(jax.tree.leaves(nnx.state(scales(12, 33).model, nnx.Param))) == 12
 
 
 class Holder(nnx.Module):
@@ -179,7 +217,7 @@ def test_pitfall_a_slice_of_a_list_is_a_plain_list():
     `model.layers[:2]` is a plain list, also where `model.layers` is an `nnx.List`. Wrap
     the slice before you assign it.
     """
-    model = create_model(5, 3, 5)
+    model = gated(5, 3, 5).model
     assert type(model.layers[:2]) is list
     with pytest.raises(
         ValueError, match="Found data on value of type '<class 'list'>'"
@@ -206,7 +244,7 @@ def test_pitfall_an_optimizer_made_before_a_layer_was_appended():
     The optimizer was made before a layer was appended, and Adam has no moments for it.
     Make a new optimizer. Plain SGD keeps no state, so it takes the step.
     """
-    model = create_model(5, 1, 5)
+    model = gated(5, 1, 5).model
     sgd, adam = (
         nnx.Optimizer(model, tx, wrt=nnx.Param)
         for tx in (optax.sgd(0.1), optax.adam(0.1))
@@ -227,7 +265,7 @@ def test_pitfall_the_index_in_a_path_is_an_integer():
     string, such as `"layers/0/bias"`, have the text `"0"` there, which a list does not
     take.
     """
-    model = create_model(5, 2, 5)
+    model = gated(5, 2, 5).model
     before = model.layers[0].bias[...]
     with pytest.raises(KeyError, match="Invalid key: 0"):
         nnx.update(model, {"layers": {"0": {"bias": jnp.ones(5)}}})
@@ -243,9 +281,9 @@ def test_pitfall_linen_sorts_layers_10_before_layers_2():
     The leaves of both sides pair up by position for the first two layers only. Pair
     them by name.
     """
-    _, variables, model, _ = pair(5, 12, 5)
-    ours = jax.tree.leaves(variables["params"])
-    theirs = jax.tree.leaves(nnx.state(model, nnx.Param))
+    pair = gated(5, 12, 5)
+    ours = jax.tree.leaves(pair.variables["params"])
+    theirs = jax.tree.leaves(nnx.state(pair.model, nnx.Param))
     same = [np.array_equal(a, b) for a, b in zip(ours, theirs)]
     heads, first_two = 4, 4  # leaves
     assert len(same) == len(ours) == len(theirs)
@@ -290,8 +328,8 @@ def test_pitfall_linen_containers_are_frozen():
     Linen turns a list that `setup` assigns into a tuple, and a dict into a
     `FrozenDict`. An `nnx.List` can be appended to.
     """
-    module, variables, _, _ = pair(5, 2, 5)
-    bound = module.bind(variables)
+    pair = gated(5, 2, 5)
+    bound = pair.linen.bind(pair.variables)
     assert type(bound.heads) is FrozenDict
     with pytest.raises(
         AttributeError, match="'tuple' object has no attribute 'append'"
@@ -305,8 +343,7 @@ def test_pitfall_an_unused_submodule_has_params_in_nnx_only():
     Linen makes params when a layer is first called: `init` of a method that uses no
     head gives no head. In nnx both heads are in the state from the start.
     """
-    x = jnp.ones(5)
-    module = linen.GatedMLP(2, 5)
-    params = module.init(jax.random.key(0), x, method="body")["params"]
+    pair = gated(5, 2, 5)
+    params = pair.linen.init(jax.random.key(0), *pair.arrays, method="body")["params"]
     assert set(params) == {"layers_0", "layers_1"}
-    assert set(nnx.state(create_model(5, 2, 5))) == {"layers", "heads"}
+    assert set(nnx.state(pair.model)) == {"layers", "heads"}
