@@ -1,3 +1,7 @@
+"""Parity, cost and pitfalls of `randomness/dropout_same_mask`."""
+
+from functools import partial
+
 import flax.errors
 import flax.linen as nn
 import jax
@@ -5,33 +9,140 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from flax.core import unfreeze
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Forward
+from linen2nnx.cost.step import plain_dense, plain_dropout
+from linen2nnx.suite.problem import Compare, Mistake, Problem
 from linen_impl.randomness import dropout_same_mask as linen
 from nnx_impl.randomness import dropout_same_mask as nnx_side
-from parity_tests.entry_inputs import entry_inputs
-from parity_tests.random_pair import random_pair, variable_shapes
 
-CASES = [  # din, features, rate, seed, dtype, jit
-    (1, 33, 0.9, 0, jnp.float32, False),
-    (5, 33, 0.1, 1, jnp.bfloat16, True),
-]
 ONES = np.ones(64, np.float32)  # of 64 values two masks are hardly the same
 KEY = jax.random.key(0)
+OUTPUTS = "outputs", "state"
 
 
-def create_model(din, features, rate, seed=0):
-    return nnx_side.Model(din, features, rate, rngs=nnx.Rngs(seed))
+def keyed(din, features, rate, has_stream=True, linen_call=None, nnx_call=None):
+    """Both sides are given the key of the mask."""
 
+    def create(rngs):
+        model = nnx_side.Model(din, features, rate, rngs=rngs)
+        if not has_stream:
+            model.dropout = nnx.Dropout(rate)
+        return model
 
-def pair(din, features, rate, seed=0, dtype=jnp.float32):
-    """Both sides, an input and a key."""
-    module = linen.Model(features, rate)
-    variables, model, x = random_pair(
-        module, lambda: create_model(din, features, rate), din, seed, dtype
+    return Pair(
+        linen.Model(features, rate),
+        create,
+        [(din,), KEY],
+        linen_call=linen_call,
+        nnx_call=nnx_call,
     )
-    return module, unfreeze(variables), model, x, jax.random.key(seed + 50)
+
+
+def streams(din, features, rate):
+    """Each side draws a key of its own, which the comparison makes the same."""
+    return Pair(
+        linen.Model(features, rate),
+        partial(nnx_side.Model, din, features, rate),
+        [(din,)],
+        randomness="same keys",
+    )
+
+
+def mask_of(key, rate, features=33):
+    return jax.random.bernoulli(key, 1 - rate, (features,))
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=keyed,
+    sizes=[(1, 33, 0.9), (5, 33, 0.1)],
+    compared={
+        "key": Compare(),
+        "streams": Compare(pair=streams),
+        "linen_run": Compare(
+            pair=partial(
+                keyed,
+                linen_call=linen.linen_run,
+                nnx_call=lambda model, x, key: nnx_side.linen_run(
+                    model, linen.Model(33, model.dropout.rate), x, key
+                ),
+            ),
+            checks=OUTPUTS,
+        ),
+        "mask": Compare(
+            pair=partial(
+                keyed,
+                linen_call=lambda module, variables, x, key: linen.apply_mask(
+                    module, variables, x, mask_of(key, module.rate)
+                ),
+                nnx_call=lambda model, x, key: nnx_side.apply_mask(
+                    model, x, mask_of(key, model.dropout.rate)
+                ),
+            ),
+        ),
+        "steps": Compare(
+            pair=partial(
+                keyed,
+                linen_call=partial(linen.run_steps, num_steps=3),
+                nnx_call=partial(nnx_side.run_steps, num_steps=3),
+            ),
+            checks=OUTPUTS,
+        ),
+    },
+    cost=Forward(
+        plain=lambda linear, x, key: plain_dropout(key, 0.5, plain_dense(linear, x)),
+        weights=lambda variables: variables["params"]["linear"],
+        size=lambda layers: (32, 32, 0.5, False),
+    ),
+    mistakes=[
+        Mistake(
+            "nnx",
+            "self.dropout(self.linear(x), rngs=key)",
+            "self.linear(self.dropout(x, rngs=key))",
+            "key",
+        ),
+        Mistake(
+            "nnx",
+            "self.dropout(self.linear(x), rngs=key)",
+            "self.dropout(self.linear(x))",
+            "key",
+        ),
+        Mistake("nnx", "return model(x, drawn)", "return model(x, key)", "linen_run"),
+        Mistake(
+            "nnx",
+            'bound.dropout.make_rng("dropout")',
+            'bound.make_rng("dropout")',
+            "linen_run",
+        ),
+        Mistake(
+            "nnx", "y / (1 - model.dropout.rate)", "y / model.dropout.rate", "mask"
+        ),
+        Mistake("nnx", "[model(x, rngs) for", "[model(x, key) for", "steps"),
+        Mistake("linen", "deterministic=False", "deterministic=True", "key"),
+        Mistake(
+            "linen",
+            "jnp.where(mask, y / (1 - module.rate), 0)",
+            "jnp.where(mask, y, 0)",
+            "mask",
+        ),
+        Mistake(
+            "linen",
+            "jax.random.fold_in(key, i)",
+            "jax.random.fold_in(key, i + 1)",
+            "steps",
+        ),
+        Mistake(
+            "linen",
+            '{"dropout": key}',
+            '{"dropout": jax.random.fold_in(key, 1)}',
+            "linen_run",
+        ),
+    ],
+)
+TestDropoutSameMask = problem.tests()
 
 
 def linen_dropout(rngs, rate=0.5):
@@ -42,111 +153,33 @@ def same(left, right):
     return bool(jnp.array_equal(left, right))
 
 
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
-def test_model(din, features, rate, seed, dtype, jit):
-    module, variables, model, x, key = pair(din, features, rate, seed, dtype)
-    parity.assert_parity(module, variables, model, x, key, jit=jit)
-
-
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
-def test_streams_of_their_own_with_the_same_keys(din, features, rate, seed, dtype, jit):
-    """Without a key each side draws its own, which the comparison makes the same."""
-    module, variables, model, x, _ = pair(din, features, rate, seed, dtype)
-    parity.assert_parity(module, variables, model, x, randomness="same keys", jit=jit)
-
-
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
-def test_linen_run(din, features, rate, seed, dtype, jit):
-    module, variables, model, x, key = pair(din, features, rate, seed, dtype)
-    parity.assert_parity(
-        lambda variables, x, key: linen.linen_run(module, variables, x, key),
-        variables,
-        model,
-        x,
-        key,
-        call=lambda model, x, key: nnx_side.linen_run(model, module, x, key),
-        jit=jit,
-        checks=["outputs", "state"],
-    )
-
-
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
-def test_apply_mask(din, features, rate, seed, dtype, jit):
-    module, variables, model, x, key = pair(din, features, rate, seed, dtype)
-    mask = jax.random.bernoulli(key, 1 - rate, (features,))
-    parity.assert_parity(
-        lambda variables, x, mask: linen.apply_mask(module, variables, x, mask),
-        variables,
-        model,
-        x,
-        mask,
-        call=nnx_side.apply_mask,
-        jit=jit,
-    )
+@pytest.mark.parametrize("size", problem.sizes)
+def test_the_mask_is_the_one_that_the_layer_draws(size):
+    pair = keyed(*size)
+    model, (x, key) = pair.model, pair.arrays
+    mask = mask_of(key, model.dropout.rate)
     parity.assert_equal(model(x, key), nnx_side.apply_mask(model, x, mask))
 
 
-@pytest.mark.parametrize(("din", "features", "rate", "seed", "dtype", "jit"), CASES)
-def test_run_steps(din, features, rate, seed, dtype, jit):
-    module, variables, model, x, key = pair(din, features, rate, seed, dtype)
-    parity.assert_parity(
-        lambda variables, x, key: linen.run_steps(module, variables, x, key, 3),
-        variables,
-        model,
-        x,
-        key,
-        call=lambda model, x, key: nnx_side.run_steps(model, x, key, 3),
-        jit=jit,
-        checks=["outputs", "state"],
-    )
-
-
 def test_a_linen_layer_that_is_called_twice_draws_a_second_key():
-    module, variables, model, x, key = pair(1, 33, 0.5)
+    pair = keyed(1, 33, 0.5)
+    module, (x, key) = pair.linen, pair.arrays
     bound = module.bind({}, rngs={"dropout": key})
     keys = [bound.dropout.make_rng("dropout") for _ in range(2)]
     outputs = module.apply(
-        variables, x, rngs={"dropout": key}, method=lambda m, x: [m(x), m(x)]
+        pair.variables, x, rngs={"dropout": key}, method=lambda m, x: [m(x), m(x)]
     )
-    parity.assert_equal(outputs, [model(x, key) for key in keys])
+    parity.assert_equal(outputs, [pair.model(x, key) for key in keys])
     assert not same(*outputs)
 
 
 def test_each_step_has_a_mask_of_its_own():
-    _, _, model, x, key = pair(1, 33, 0.5)
-    first, second, third = (out == 0 for out in nnx_side.run_steps(model, x, key, 3))
+    pair = keyed(1, 33, 0.5)
+    outputs = nnx_side.run_steps(pair.model, *pair.arrays, num_steps=3)
+    first, second, third = (output == 0 for output in outputs)
     assert not same(first, second)
     assert not same(first, third)
     assert not same(second, third)
-
-
-def test_dropout_same_mask(nnx_mode):
-    for rng, seed, x, features in entry_inputs(nnx_mode):
-        rate = float(rng.choice([0, 0.1, 0.5, 0.9, rng.uniform()]))
-        given = rng.choice([float, np.float64, np.asarray])(rate)
-        model = create_model(len(x), int(features), rate, int(seed))
-        shapes = variable_shapes(linen.Model(int(features), 0.5), len(x))
-        variables = mapping.to_linen(model, shapes)
-
-        output = nnx_side.dropout_same_mask(seed, x, features, given)
-
-        parity.assert_equal(
-            linen.dropout_same_mask(seed, x, features, given, variables=variables),
-            output,
-        )
-        key = jax.random.key(int(seed) + 1000)
-        kept = jax.random.bernoulli(key, 1 - rate, (int(features),))
-        y = jnp.dot(jnp.asarray(x, jnp.float32), model.linear.kernel[...])
-        y = y + model.linear.bias[...]
-        parity.assert_equal(jnp.where(kept, y / (1 - rate), 0), output)
-
-
-def test_linen_entry_from_its_own_seed():
-    x = jnp.ones(1)
-    module = linen.Model(33, 0.5)
-    variables = module.init(jax.random.key(7), x)
-    expected = module.apply(variables, x, jax.random.key(1007))
-    parity.assert_equal(expected, linen.dropout_same_mask(7, x, 33, 0.5))
 
 
 def test_pitfall_the_same_seed_gives_another_mask():
@@ -209,7 +242,7 @@ def test_pitfall_a_new_nnx_model_drops():
     It is in train mode. `model.eval()` turns dropout off, and a key passed to the call
     does not turn it on again.
     """
-    model = create_model(1, 33, 0.5)
+    model = keyed(1, 33, 0.5).model
     x = jnp.ones(1)
     assert not same(model(x), model.linear(x))
     model.eval()
