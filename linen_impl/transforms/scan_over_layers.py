@@ -9,9 +9,6 @@ is `layers.dense.kernel` there, of the same shape.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: block
@@ -19,7 +16,7 @@ class Block(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+    def __call__(self, x):  # (n,) -> (n,)
         return x + nn.relu(nn.Dense(self.features, name="dense")(x))
 
 
@@ -29,7 +26,7 @@ class ScannedMLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "din"]) -> Float[Array, "n"]:
+    def __call__(self, x):  # (din,) -> (n,)
         def forward(block, x, _):
             return block(x), None
 
@@ -53,8 +50,8 @@ def stack_layers(params: dict) -> dict:
     names = [k for k in params if not k.startswith("layers_")]
     rest = {name: params[name] for name in names}
     indices = range(len(params) - len(rest))
-    # Linen: By index: in the order of names `layers_10` comes
-    # before `layers_2`.
+    # Linen: They are stacked by index: in the order of names
+    # `layers_10` comes before `layers_2`.
     layers = [params[f"layers_{i}"] for i in indices]
     stack = jax.tree.map(lambda *leaf: jnp.stack(leaf), *layers)
     return {**rest, "layers": stack}
@@ -79,9 +76,7 @@ class DropoutBlock(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n"], train: bool
-    ) -> Float[Array, "b n"]:
+    def __call__(self, x, train: bool):  # (b, n) -> (b, n)
         h = nn.Dense(self.features, name="dense")(x)
         norm = nn.BatchNorm(
             use_running_average=not train, name="norm"
@@ -96,9 +91,7 @@ class DropoutStack(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n"], train: bool
-    ) -> Float[Array, "b n"]:
+    def __call__(self, x, train: bool):  # (b, n) -> (b, n)
         def forward(block, x, _):
             return block(x, train), None
 
@@ -121,34 +114,8 @@ class DropoutStack(nn.Module):
 # region: end
 
 
-def scan_over_layers(
-    seed, x, num_layers, features, *, variables=None
-) -> Float[Array, "features"]:
-    """Project the input and scan residual blocks over it.
-
-    Args:
-        seed: whole number; seeds the model.
-        x: input, numeric, shape (din,).
-        num_layers: whole number from 1; blocks in the stack.
-        features: whole number from 1; width of every block.
-        variables: params `proj` and stacked `layers`.
-
-    Returns:
-        The output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    num_layers = arguments.size("num_layers", num_layers)
-    features = arguments.size("features", features)
-    model = ScannedMLP(num_layers, features)
-    variables = arguments.starting_variables(
-        "variables", variables, model, seed, x
-    )
-    return model.apply(variables, x)
-
-
 if __name__ == "__main__":
-    print(scan_over_layers(0, jnp.arange(3.0), 2, 2))
+    x = jnp.arange(3.0)
+    model = ScannedMLP(num_layers=2, features=4)
+    variables = model.init(jax.random.key(0), x)
+    print(model.apply(variables, x))

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: block
@@ -21,7 +18,7 @@ class Block(nnx.Module):
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.dense = nnx.Linear(features, features, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "n"]:
+    def __call__(self, x):  # (n,) -> (n,)
         return x + nnx.relu(self.dense(x))
 
 
@@ -38,7 +35,7 @@ class ScannedMLP(nnx.Module):
         # nnx: Each layer gets a key of its own. After the call,
         # `rngs` has its one key again.
         @nnx.split_rngs(splits=num_layers)
-        # nnx: One call of the constructor makes all layers. Their
+        # nnx: One call of the constructor makes all layers, whose
         # Variables are stacked along axis 0.
         @nnx.vmap(in_axes=0, out_axes=0)
         def create_layers(rngs):
@@ -47,10 +44,10 @@ class ScannedMLP(nnx.Module):
         self.proj = nnx.Linear(din, features, rngs=rngs)
         self.layers = create_layers(rngs)
 
-    def __call__(self, x: Float[Array, "din"]) -> Float[Array, "n"]:
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    def __call__(self, x):  # (din,) -> (n,)
         # nnx: The activation is carried from layer to layer, and
         # axis 0 of the block's state is scanned.
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
         def forward(x, block):
             return block(x)
 
@@ -60,7 +57,7 @@ class ScannedMLP(nnx.Module):
 # region: stack
 def stack_layers(layers: Sequence) -> nnx.Module:
     graphdef = nnx.graphdef(layers[0])
-    # nnx: In the order of the list.
+    # nnx: The stack is in the order of the list.
     states = [nnx.state(layer) for layer in layers]
     stack = jax.tree.map(lambda *leaf: jnp.stack(leaf), *states)
     return nnx.merge(graphdef, stack)
@@ -87,9 +84,7 @@ class DropoutBlock(nnx.Module):
         self.norm = nnx.BatchNorm(features, rngs=rngs)
         self.dropout = nnx.Dropout(rate, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b n"]
-    ) -> Float[Array, "b n"]:
+    def __call__(self, x):  # (b, n) -> (b, n)
         return x + self.dropout(self.norm(self.dense(x)))
 
 
@@ -113,9 +108,7 @@ class DropoutStack(nnx.Module):
 
         self.layers = create_layers(rngs)
 
-    def __call__(
-        self, x: Float[Array, "b n"]
-    ) -> Float[Array, "b n"]:
+    def __call__(self, x):  # (b, n) -> (b, n)
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
         def forward(x, block):
             return block(x)
@@ -126,31 +119,8 @@ class DropoutStack(nnx.Module):
 # region: end
 
 
-def scan_over_layers(
-    seed, x, num_layers, features
-) -> Float[Array, "features"]:
-    """Project the input and scan residual blocks over it.
-
-    Args:
-        seed: whole number; seeds the model.
-        x: input, numeric, shape (din,).
-        num_layers: whole number from 1; blocks in the stack.
-        features: whole number from 1; width of every block.
-
-    Returns:
-        The output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    num_layers = arguments.size("num_layers", num_layers)
-    features = arguments.size("features", features)
-    rngs = nnx.Rngs(int(seed))
-    model = ScannedMLP(x.shape[0], num_layers, features, rngs=rngs)
-    return model(x)
-
-
 if __name__ == "__main__":
-    print(scan_over_layers(0, jnp.arange(3.0), 2, 2))
+    x = jnp.arange(3.0)
+    rngs = nnx.Rngs(0)
+    model = ScannedMLP(din=3, num_layers=2, features=4, rngs=rngs)
+    print(model(x))
