@@ -12,16 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
 
 
-# region: model
-def create_model(features: int) -> nn.Dense:
-    return nn.Dense(features)
-
-
+# region: bias
 def set_bias_to_ones(variables: FrozenDict) -> FrozenDict:
     params = variables["params"]
     bias = jnp.ones_like(params["bias"])
@@ -49,9 +44,7 @@ def zero_params(variables: FrozenDict) -> FrozenDict:
 # region: end
 
 
-def state_zero_kernel(
-    seed, x, features, *, variables=None
-) -> Float[Array, "features"]:
+def state_zero_kernel(seed, x, features, *, variables=None):
     """Apply a linear layer, bias ones, with its kernel zeroed.
 
     Args:
@@ -69,7 +62,7 @@ def state_zero_kernel(
     seed = arguments.seed("seed", seed)
     x = arguments.vector("x", x)
     features = arguments.size("features", features)
-    model = create_model(features)
+    model = nn.Dense(features)
     variables = arguments.starting_variables(
         "variables", variables, model, seed, x
     )

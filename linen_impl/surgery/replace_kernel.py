@@ -11,16 +11,8 @@ way without `freeze`; nothing then stops an in-place edit.
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
-
-
-# region: model
-def create_model(features: int) -> nn.Dense:
-    # Linen: The input size is inferred by `init`, which makes the
-    # weights.
-    return nn.Dense(features)
 
 
 # region: edit
@@ -48,7 +40,7 @@ def copy_kernel(
 
 def replace_kernel(
     seed, x, features, replacement_value, *, variables=None
-) -> Float[Array, "features"]:
+):
     """Apply a linear layer whose kernel is one value.
 
     Args:
@@ -68,7 +60,7 @@ def replace_kernel(
     x = arguments.vector("x", x)
     features = arguments.size("features", features)
     value = arguments.number("replacement_value", replacement_value)
-    model = create_model(features)
+    model = nn.Dense(features)
     variables = arguments.starting_variables(
         "variables", variables, model, seed, x
     )

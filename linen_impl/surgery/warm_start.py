@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
 
@@ -23,7 +22,7 @@ class MLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         # Linen: Each layer becomes a key of `params`: `layers_0`,
         # `layers_1` and so on.
         for i in range(self.num_layers):
@@ -61,7 +60,7 @@ class ResidualMLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         for i in range(self.num_layers):
             x = nn.Dense(self.features, name=f"layers_{i}")(x)
         for i in range(self.num_blocks):
@@ -95,7 +94,7 @@ def add_layer_warm_start(
     *,
     small_variables=None,
     big_variables=None,
-) -> Float[Array, "features"]:
+):
     """Apply a deep linear MLP started from a shallow one.
 
     Args:

@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
 
@@ -23,7 +22,7 @@ class MLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         # Linen: Each layer becomes a key of `params`: `layers_0`,
         # `layers_1` and so on.
         for i in range(self.num_layers):
@@ -44,8 +43,8 @@ def zero_last_kernel(variables: FrozenDict) -> FrozenDict:
 
 # region: ablation
 def ablation_sweep(
-    model: MLP, variables: FrozenDict, x: Float[Array, "din"]
-) -> Float[Array, "num_layers"]:
+    model: MLP, variables: FrozenDict, x: jax.Array
+) -> jax.Array:  # (num_layers,)
     intact = model.apply(variables, x)
     params = variables["params"]
     moved = []
@@ -64,7 +63,7 @@ def ablation_sweep(
 
 def zero_last_layer_kernel(
     seed, x, num_layers, features, *, variables=None
-) -> Float[Array, "features"]:
+):
     """Apply a linear MLP whose last kernel is zero.
 
     Args:

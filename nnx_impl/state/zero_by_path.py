@@ -9,18 +9,11 @@ variables are mapped as they are. The path `params, kernel` there is
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
 
 
-# region: model - The model
-def create_model(
-    din: int, features: int, *, rngs: nnx.Rngs
-) -> nnx.Linear:
-    return nnx.Linear(din, features, rngs=rngs)
-
-
+# region: bias
 def set_bias_to_ones(model: nnx.Linear) -> None:
     model.bias = nnx.Param(jnp.ones_like(model.bias[...]))
 
@@ -50,9 +43,7 @@ def zero_params(model: nnx.Module) -> nnx.Module:
 # region: end
 
 
-def state_zero_kernel(
-    seed, x, features
-) -> Float[Array, "features"]:
+def state_zero_kernel(seed, x, features):
     """Apply a linear layer, bias ones, with its kernel zeroed.
 
     Args:
@@ -69,9 +60,7 @@ def state_zero_kernel(
     seed = arguments.seed("seed", seed)
     x = arguments.vector("x", x)
     features = arguments.size("features", features)
-    model = create_model(
-        x.shape[0], features, rngs=nnx.Rngs(int(seed))
-    )
+    model = nnx.Linear(x.shape[0], features, rngs=nnx.Rngs(seed))
     set_bias_to_ones(model)
     return zero_kernels(model)(x)
 

@@ -7,18 +7,8 @@ one assignment, and nothing else has to be carried over. In Linen,
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
-
-
-# region: model - The model
-def create_model(
-    din: int, features: int, *, rngs: nnx.Rngs
-) -> nnx.Linear:
-    # nnx: The input size is an argument. The constructor makes the
-    # weights.
-    return nnx.Linear(din, features, rngs=rngs)
 
 
 # region: edit - The edit
@@ -39,9 +29,7 @@ def copy_kernel(donor: nnx.Linear, model: nnx.Linear) -> None:
 # region: end
 
 
-def replace_kernel(
-    seed, x, features, replacement_value
-) -> Float[Array, "features"]:
+def replace_kernel(seed, x, features, replacement_value):
     """Apply a linear layer whose kernel is one value.
 
     Args:
@@ -60,9 +48,7 @@ def replace_kernel(
     x = arguments.vector("x", x)
     features = arguments.size("features", features)
     value = arguments.number("replacement_value", replacement_value)
-    model = create_model(
-        x.shape[0], features, rngs=nnx.Rngs(int(seed))
-    )
+    model = nnx.Linear(x.shape[0], features, rngs=nnx.Rngs(seed))
     set_kernel(model, value)
     return model(x)
 

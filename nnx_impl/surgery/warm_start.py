@@ -7,7 +7,6 @@ the nnx path `layers/2` is the Linen key `layers_2`.
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
 
@@ -30,7 +29,7 @@ class MLP(nnx.Module):
             for i in range(num_layers)
         )
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         for layer in self.layers:
             x = layer(x)
         return x
@@ -75,7 +74,7 @@ class ResidualMLP(nnx.Module):
             for _ in range(num_blocks)
         )
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         for layer in self.layers:
             x = layer(x)
         for branch in self.blocks:
@@ -100,7 +99,7 @@ def grow_by_residual(small: MLP, big: ResidualMLP) -> None:
 
 def add_layer_warm_start(
     seed, x, num_old_layers, num_extra_layers, features
-) -> Float[Array, "features"]:
+):
     """Apply a deep linear MLP started from a shallow one.
 
     Args:
@@ -122,10 +121,9 @@ def add_layer_warm_start(
     extra = arguments.count("num_extra_layers", num_extra_layers)
     features = arguments.size("features", features)
     din = x.shape[0]
-    small = MLP(din, old, features, rngs=nnx.Rngs(int(seed)))
-    big = MLP(
-        din, old + extra, features, rngs=nnx.Rngs(int(seed) + 1000)
-    )
+    small = MLP(din, old, features, rngs=nnx.Rngs(seed))
+    rngs = nnx.Rngs(seed + 1000)
+    big = MLP(din, old + extra, features, rngs=rngs)
     copy_layers(small, big)
     return big(x)
 

@@ -5,9 +5,9 @@ Layers are an `nnx.List`, which has an order: the last one is
 path `layers/2` is the Linen key `layers_2`.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from linen2nnx import arguments
 
@@ -30,7 +30,7 @@ class MLP(nnx.Module):
             for i in range(num_layers)
         )
 
-    def __call__(self, x: Float[Array, "n"]) -> Float[Array, "m"]:
+    def __call__(self, x):  # (n,) -> (m,)
         for layer in self.layers:
             x = layer(x)
         return x
@@ -46,8 +46,8 @@ def zero_last_kernel(model: nnx.Module) -> None:
 
 # region: ablation
 def ablation_sweep(
-    model: MLP, x: Float[Array, "din"]
-) -> Float[Array, "num_layers"]:
+    model: MLP, x: jax.Array
+) -> jax.Array:  # (num_layers,)
     intact = model(x)
     moved = []
     for layer in model.layers:
@@ -63,9 +63,7 @@ def ablation_sweep(
 # region: end
 
 
-def zero_last_layer_kernel(
-    seed, x, num_layers, features
-) -> Float[Array, "features"]:
+def zero_last_layer_kernel(seed, x, num_layers, features):
     """Apply a linear MLP whose last kernel is zero.
 
     Args:
@@ -84,9 +82,8 @@ def zero_last_layer_kernel(
     x = arguments.vector("x", x)
     num_layers = arguments.size("num_layers", num_layers)
     features = arguments.size("features", features)
-    model = MLP(
-        x.shape[0], num_layers, features, rngs=nnx.Rngs(int(seed))
-    )
+    rngs = nnx.Rngs(seed)
+    model = MLP(x.shape[0], num_layers, features, rngs=rngs)
     zero_last_kernel(model)
     return model(x)
 

@@ -1,3 +1,8 @@
+"""Parity, cost and pitfalls of `surgery/replace_kernel`."""
+
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,81 +11,110 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Edited, plain_apply, plain_layers
+from linen2nnx.suite.entry import Entry, variables_of_seed
+from linen2nnx.suite.problem import Compare, Edit, Mistake, Problem
 from linen_impl.surgery import replace_kernel as linen
 from nnx_impl.surgery import replace_kernel as nnx_side
-from parity_tests.entry_inputs import entry_inputs
-from parity_tests.random_pair import random_pair, variable_shapes
-
-CASES = [  # din, features, seed, dtype, jit
-    (1, 33, 0, jnp.float32, False),
-    (5, 5, 1, jnp.bfloat16, True),
-]
+from parity_tests.two_models import edit_target, two_models
 
 
-def create_model(din, features, seed=0):
-    return nnx_side.create_model(din=din, features=features, rngs=nnx.Rngs(seed))
+def dense(din, features):
+    return Pair(nn.Dense(features), partial(nnx.Linear, din, features), [(din,)])
 
 
-def pair(din, features, seed=0, dtype=jnp.float32):
-    module = linen.create_model(features)
-    return module, *random_pair(
-        module, lambda: create_model(din, features), din, seed, dtype
-    )
+def donor_and_model(din, features):
+    return two_models(dense(din, features), dense(din, features))
 
 
-@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
-def test_set_kernel(din, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, features, seed, dtype)
-    edit = parity.Edit(
-        linen=lambda variables: linen.set_kernel(variables, -1.25),
-        nnx=lambda model: nnx_side.set_kernel(model, -1.25),
-        changes=["params/kernel"],
-    )
-    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+def replaced(layers, value):
+    [(kernel, bias)] = layers
+    return [(jnp.full_like(kernel, value), bias)]
 
 
-@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
-def test_copy_kernel(din, features, seed, dtype, jit):
-    """Donor and model are edited as one, so that the donor is compared as well."""
-    module, variables, model, x = pair(din, features, seed, dtype)
-    _, donor_variables, donor, _ = pair(din, features, seed + 1, dtype)
+def assign_kernel(model):
+    nnx_side.set_kernel(model, 0.5)
+    return model
 
-    def linen_edit(both):
-        donor, model = ({"params": both["params"][name]} for name in ("donor", "model"))
-        copied = linen.copy_kernel(freeze(donor), freeze(model))
-        return {"params": {"donor": donor["params"], "model": copied["params"]}}
 
-    parity.assert_parity(
-        lambda both, x: module.apply({"params": both["params"]["model"]}, x),
-        {"params": {"donor": donor_variables["params"], "model": variables["params"]}},
-        nnx.Dict(donor=donor, model=model),
-        x,
-        call=lambda both, x: both.model(x),
-        edit=parity.Edit(
-            linen=linen_edit,
-            nnx=lambda both: nnx_side.copy_kernel(both.donor, both.model),
-            changes=["params/model/kernel"],
+def map_kernel(model):
+    def replace(path, leaf):
+        return jnp.full_like(leaf, 0.5) if path[0].key == "kernel" else leaf
+
+    graphdef, state = nnx.split(model)
+    state = jax.tree_util.tree_map_with_path(replace, state)
+    return nnx.merge(graphdef, state)
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=dense,
+    sizes=[(1, 33), (5, 5)],
+    compared={
+        "set_kernel": Edit(
+            linen.set_kernel, nnx_side.set_kernel, -1.25, changes=["params/kernel"]
         ),
-        jit=jit,
-    )
-
-
-def test_replace_kernel(nnx_mode):
-    for rng, seed, x, features in entry_inputs(nnx_mode):
-        value = rng.standard_normal()
-        model = create_model(len(x), int(features), int(seed))
-        module = linen.create_model(int(features))
-        variables = mapping.to_linen(model, variable_shapes(module, len(x)))
-
-        output = nnx_side.replace_kernel(seed, x, features, value)
-
-        parity.assert_equal(
-            linen.replace_kernel(seed, x, features, value, variables=variables), output
-        )
-        kernel = jnp.full_like(model.kernel[...], value)
-        plain = jnp.dot(jnp.asarray(x, jnp.float32), kernel) + model.bias[...]
-        parity.assert_equal(plain, output)
+        "copy_kernel": Compare(
+            pair=donor_and_model,
+            edit=edit_target(linen.copy_kernel, nnx_side.copy_kernel, ["kernel"]),
+        ),
+    },
+    entry=Entry(
+        name="replace_kernel",
+        arguments={"features": 2, "replacement_value": 0.5},
+        sizes=((1, 33), (33, 1), (5, 5)),
+        start=variables_of_seed(dense),
+        limit=lambda variables, x, value: plain_apply(
+            replaced(plain_layers(variables), value), x
+        ),
+    ),
+    cost=Edited(
+        linen=lambda variables: linen.set_kernel(variables, 0.5),
+        nnx={"attribute assignment": assign_kernel, "split/map/merge": map_kernel},
+        plain=lambda layers: replaced(layers, 0.5),
+        size=lambda layers: (32, 32),
+    ),
+    mistakes=[
+        Mistake(
+            "nnx",
+            "full_like(model.kernel[...], value)",
+            "zeros_like(model.kernel[...])",
+            "set_kernel",
+        ),
+        Mistake(
+            "nnx",
+            "model.kernel = nnx.Param(kernel)",
+            "model.bias = nnx.Param(kernel)",
+            "set_kernel",
+        ),
+        Mistake(
+            "nnx",
+            "model.kernel = nnx.Param(kernel)",
+            "model.kernel = kernel",
+            "set_kernel",
+        ),
+        Mistake("nnx", "model.kernel = nnx.Param(kernel)", "pass", "set_kernel"),
+        Mistake("nnx", "donor.kernel[...]", "model.kernel[...]", "copy_kernel"),
+        Mistake(
+            "linen", '"params": params', '"params": {"kernel": kernel}', "set_kernel"
+        ),
+        Mistake(
+            "linen",
+            'params = {**variables["params"], "kernel": kernel}',
+            'params = {**variables["params"], "bias": kernel[0]}',
+            "set_kernel",
+        ),
+        Mistake(
+            "linen",
+            'donor["params"]["kernel"]',
+            '-donor["params"]["kernel"]',
+            "copy_kernel",
+        ),
+    ],
+)
+TestReplaceKernel = problem.tests()
 
 
 def test_linen_entry_from_its_own_seed():
@@ -96,7 +130,8 @@ def test_pitfall_raw_array_is_not_trained():
     `nnx.state(model, nnx.Param)` no longer holds the kernel and the optimizer leaves it
     as it is. Write `model.kernel = nnx.Param(array)`.
     """
-    _, _, model, x = pair(5, 5)
+    pair = dense(5, 5)
+    model, (x,) = pair.model, pair.arrays
     model.kernel = jnp.ones((5, 5))
     before = model(x)  # still runs
 
@@ -114,7 +149,7 @@ def test_pitfall_indexed_assignment_broadcasts_and_keeps_the_dtype():
     Two values assigned to a kernel of shape (3, 2) fill all three rows. A bfloat16
     array assigned to a float32 Param is stored as float32.
     """
-    _, _, model, _ = pair(5, 5)
+    model = dense(5, 5).model
     with jax.numpy_dtype_promotion("standard"):
         model.kernel[...] = jnp.asarray([1, 2, 3, 4, 5], jnp.bfloat16)
     assert (model.kernel.shape, model.kernel.dtype) == ((5, 5), jnp.float32)
@@ -127,7 +162,7 @@ def test_pitfall_set_value_takes_the_new_shape_and_dtype():
     It replaces what the Param holds: a float32 kernel of shape (3, 2) becomes a
     bfloat16 array of shape (2,), and nothing is checked.
     """
-    _, _, model, _ = pair(5, 5)
+    model = dense(5, 5).model
     model.kernel.set_value(jnp.ones(2, jnp.bfloat16))
     assert (model.kernel.shape, model.kernel.dtype) == ((2,), jnp.bfloat16)
 
@@ -138,10 +173,11 @@ def test_pitfall_flipped_kernel_fails_only_at_the_call():
     A kernel of flipped shape. The assignment is accepted; the error comes at the next
     call of the model. A kernel has shape (din, features) on both sides.
     """
-    _, _, model, x = pair(1, 33)
+    pair = dense(1, 33)
+    model = pair.model
     model.kernel = nnx.Param(jnp.ones((33, 1)))  # no error yet
     with pytest.raises(TypeError, match="contracting dimensions"):
-        model(x)
+        model(*pair.arrays)
 
 
 def test_pitfall_flipped_square_kernel_is_silent():
@@ -150,10 +186,11 @@ def test_pitfall_flipped_square_kernel_is_silent():
     The shapes fit and the output is wrong. `parity.assert_parity` finds it: its
     `ParityError` names `params/kernel`.
     """
-    module, variables, model, x = pair(5, 5)
+    pair = dense(5, 5)
+    model = pair.model
     model.kernel = nnx.Param(model.kernel[...].T)
     with pytest.raises(parity.ParityError, match="params/kernel"):
-        parity.assert_parity(module, variables, model, x)
+        parity.assert_parity(pair.linen, pair.variables, model, *pair.arrays)
 
 
 def test_pitfall_float64_array_stays_float64_in_a_param():
@@ -162,7 +199,8 @@ def test_pitfall_float64_array_stays_float64_in_a_param():
     `nnx.Param(np.ones((3, 2)))` keeps the numpy array, of dtype float64, in the state,
     while 32-bit JAX computes in float32. Write `nnx.Param(jnp.asarray(array))`.
     """
-    _, _, model, x = pair(5, 5)
+    pair = dense(5, 5)
+    model, (x,) = pair.model, pair.arrays
     float64 = np.ones((5, 5))
     model.kernel = nnx.Param(float64)
     assert model.kernel.dtype == np.float64  # a numpy array in the state
@@ -179,7 +217,7 @@ def test_pitfall_value_is_deprecated():
     `variable.get_value()`; write with `variable[...] = value` or
     `variable.set_value(value)`, which differ as the two entries above say.
     """
-    _, _, model, _ = pair(5, 5)
+    model = dense(5, 5).model
     with pytest.warns(DeprecationWarning, match=r"variable\[\.\.\.\]"):
         old = model.kernel.value
     np.testing.assert_array_equal(old, model.kernel[...])
@@ -194,8 +232,8 @@ def test_pitfall_copying_the_variable_ties_the_two_models():
     Both models then hold one Variable: writing to the donor's kernel changes the
     model's. Copy the array: `nnx.Param(donor.kernel[...])`.
     """
-    _, _, donor, _ = pair(5, 5, seed=1)
-    _, _, model, _ = pair(5, 5, seed=2)
+    pair = dense(5, 5)
+    donor, model = pair.model, pair.model
     model.kernel = donor.kernel
     donor.kernel[...] = jnp.zeros((5, 5))
     np.testing.assert_array_equal(model.kernel[...], jnp.zeros((5, 5)))
@@ -209,7 +247,8 @@ def test_pitfall_nnx_jit_in_tree_mode_drops_the_assignment(nnx_mode, in_place):
     output, and leaves the caller's model as it was. In graph mode the caller's model is
     edited, and `model.kernel[...] = array` edits it in both modes.
     """
-    _, _, model, x = pair(5, 5)
+    pair = dense(5, 5)
+    model, (x,) = pair.model, pair.arrays
     before, ones = model.kernel[...], jnp.ones((5, 5))
 
     @nnx.jit
@@ -233,7 +272,7 @@ def test_pitfall_nnx_jit_in_tree_mode_does_not_return_its_argument(nnx_mode):
     alone are then input and output at once, which graph mode allows and tree mode does
     not.
     """
-    _, _, model, _ = pair(5, 5)
+    model = dense(5, 5).model
 
     @nnx.jit
     def edit(model):
@@ -254,7 +293,8 @@ def test_pitfall_cached_partial_refuses_the_assignment(nnx_mode):
     `nnx.Param` is a new structure. Split, map and merge, or edit in place. In tree mode
     it refuses every call: `cached_partial is a graph-mode-only API`.
     """
-    _, _, model, x = pair(5, 5)
+    pair = dense(5, 5)
+    model, (x,) = pair.model, pair.arrays
 
     def edit_and_apply(model, x):
         nnx_side.set_kernel(model, 1.0)
@@ -279,24 +319,23 @@ def test_pitfall_plain_dict_can_be_edited_in_place():
     Every holder of the dict sees the new kernel. A FrozenDict stops it with
     `ValueError: FrozenDict is immutable.`
     """
-    module, frozen, _, x = pair(5, 5)
-    plain = jax.tree.map(lambda leaf: leaf, frozen.unfreeze())
-    before = module.apply(plain, x)
+    pair = dense(5, 5)
+    plain, (x,) = pair.variables, pair.arrays
+    frozen, before = freeze(plain), pair.linen.apply(plain, x)
     plain["params"]["kernel"] = jnp.zeros((5, 5))  # every holder of `plain` sees it
-    assert not np.array_equal(module.apply(plain, x), before)
+    assert not np.array_equal(pair.linen.apply(pair.variables, x), before)
     with pytest.raises(ValueError, match="FrozenDict is immutable"):
         frozen["params"]["kernel"] = jnp.zeros((5, 5))
 
 
 def test_plain_dict_needs_no_freeze():
-    module, frozen, _, x = pair(5, 5)
-    plain = frozen.unfreeze()
+    pair = dense(5, 5)
+    plain, (x,) = pair.variables, pair.arrays
     kernel = jnp.full_like(plain["params"]["kernel"], 0.5)
     edited = {**plain, "params": {**plain["params"], "kernel": kernel}}
-    assert type(module.init(jax.random.key(0), x)) is dict
-    parity.assert_equal(
-        module.apply(linen.set_kernel(frozen, 0.5), x), module.apply(edited, x)
-    )
+    assert type(pair.linen.init(jax.random.key(0), x)) is dict
+    frozen = linen.set_kernel(freeze(plain), 0.5)
+    parity.assert_equal(pair.linen.apply(frozen, x), pair.linen.apply(edited, x))
 
 
 def test_pitfall_linen_ignores_an_extra_key():
@@ -305,6 +344,7 @@ def test_pitfall_linen_ignores_an_extra_key():
     Spread the new kernel in under a misspelt name, `kernal`, and the output is that of
     the old kernel.
     """
-    module, variables, _, x = pair(5, 5)
+    pair = dense(5, 5)
+    apply, variables, (x,) = pair.linen.apply, pair.variables, pair.arrays
     params = {**variables["params"], "kernal": jnp.zeros((5, 5))}
-    parity.assert_equal(module.apply(variables, x), module.apply({"params": params}, x))
+    parity.assert_equal(apply(variables, x), apply({"params": params}, x))
