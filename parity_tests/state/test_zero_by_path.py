@@ -1,3 +1,7 @@
+"""Parity, cost and pitfalls of `state/zero_by_path`."""
+
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,30 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair
+from linen2nnx.cost.forward import Edited, plain_apply, plain_layers
+from linen2nnx.suite.entry import Entry, variables_of_seed
+from linen2nnx.suite.problem import Compare, Edit, Mistake, Problem
 from linen_impl.state import zero_by_path as linen
 from nnx_impl.state import zero_by_path as nnx_side
-from parity_tests.entry_inputs import entry_inputs
-from parity_tests.random_pair import random_pair, variable_shapes
-
-CASES = [  # din, features, seed, dtype, jit
-    (1, 33, 0, jnp.float32, False),
-    (5, 5, 1, jnp.bfloat16, True),
-]
-
-
-def create_model(din, features, seed=0):
-    return nnx_side.create_model(din=din, features=features, rngs=nnx.Rngs(seed))
-
-
-def pair(din, features, seed=0, dtype=jnp.float32):
-    module = linen.create_model(features)
-    return module, *random_pair(
-        module, lambda: create_model(din, features), din, seed, dtype
-    )
-
-
-BLOCK_CASES = [(0, jnp.float32, False), (1, jnp.bfloat16, True)]  # seed, dtype, jit
 
 
 class LinenBlock(nn.Module):
@@ -44,10 +30,9 @@ class LinenBlock(nn.Module):
 
 
 class NNXBlock(nnx.Module):
-    def __init__(self, din, features):
-        rngs = nnx.Rngs(0)
+    def __init__(self, features, *, rngs):
         self.layers = nnx.List(
-            nnx.Linear(width, features, rngs=rngs) for width in (din, features)
+            nnx.Linear(features, features, rngs=rngs) for _ in range(2)
         )
         self.norm = nnx.BatchNorm(features, use_running_average=True, rngs=rngs)
 
@@ -57,67 +42,89 @@ class NNXBlock(nnx.Module):
         return self.norm(x)
 
 
-def block_pair(seed=0, dtype=jnp.float32):
-    module = LinenBlock(5)
-    return module, *random_pair(module, lambda: NNXBlock(5, 5), 5, seed, dtype)
+def dense(din, features):
+    return Pair(nn.Dense(features), partial(nnx.Linear, din, features), [(din,)])
 
 
-def test_zero_kernels():
-    """Op by op: the next test is jitted, and in bfloat16."""
-    module, variables, model, x = pair(1, 33)
-    edit = parity.Edit(linen.zero_kernels, nnx_side.zero_kernels, ["params/kernel"])
-    parity.assert_parity(module, variables, model, x, edit=edit)
+def block(features):
+    return Pair(LinenBlock(features), partial(NNXBlock, features), [(features,)])
 
 
-@pytest.mark.parametrize(("seed", "dtype", "jit"), BLOCK_CASES)
-def test_zero_kernels_of_a_nested_model(seed, dtype, jit):
-    module, variables, model, x = block_pair(seed, dtype)
-    edit = parity.Edit(
-        linen.zero_kernels,
-        nnx_side.zero_kernels,
-        ["params/layers_0/kernel", "params/layers_1/kernel"],
-    )
-    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+def zeroed(layers):
+    return [(jnp.zeros_like(kernel), bias) for kernel, bias in layers]
 
 
-@pytest.mark.parametrize(("din", "features", "seed", "dtype", "jit"), CASES)
-def test_set_bias_to_ones(din, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, features, seed, dtype)
-    edit = parity.Edit(
-        linen.set_bias_to_ones, nnx_side.set_bias_to_ones, ["params/bias"]
-    )
-    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+def zero_kernels(*changes):
+    return Edit(linen.zero_kernels, nnx_side.zero_kernels, changes=changes)
 
 
-@pytest.mark.parametrize(("seed", "dtype", "jit"), BLOCK_CASES)
-def test_zero_params(seed, dtype, jit):
-    """Chosen by type: the statistics are no `nnx.Param`, whatever they are called."""
-    module, variables, model, x = block_pair(seed, dtype)
-    edit = parity.Edit(linen.zero_params, nnx_side.zero_params, ["params"])
-    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=dense,
+    sizes=[(1, 33), (5, 5)],
+    compared={
+        "zero_kernels": Compare(sizes=[(1, 33)], edit=zero_kernels("params/kernel")),
+        "zero_kernels_of_a_nested_model": Compare(
+            pair=block,
+            sizes=[(5,), (5,)],
+            edit=zero_kernels("params/layers_0/kernel", "params/layers_1/kernel"),
+        ),
+        "set_bias_to_ones": Edit(
+            linen.set_bias_to_ones, nnx_side.set_bias_to_ones, changes=["params/bias"]
+        ),
+        "zero_params": Compare(
+            pair=block,
+            sizes=[(5,), (5,)],
+            edit=Edit(linen.zero_params, nnx_side.zero_params),
+        ),
+    },
+    entry=Entry(
+        name="state_zero_kernel",
+        arguments={"features": 2},
+        sizes=((1, 33), (33, 1), (5, 5)),
+        start=variables_of_seed(dense),
+        limit=lambda variables, x: plain_apply(
+            [
+                (kernel, jnp.ones_like(bias))
+                for kernel, bias in zeroed(plain_layers(variables))
+            ],
+            x,
+        ),
+    ),
+    cost=Edited(
+        linen=linen.zero_kernels,
+        nnx={"split/map/merge": nnx_side.zero_kernels},
+        plain=zeroed,
+        size=lambda layers: (32, 32),
+    ),
+    mistakes=[
+        Mistake("nnx", '"kernel" in names', '"bias" in names', "zero_kernels"),
+        Mistake("nnx", '"kernel" in names', '"value" in names', "zero_kernels"),
+        Mistake(
+            "nnx",
+            "return nnx.merge(graphdef, state)",
+            "return model",
+            "zero_kernels",
+        ),
+        Mistake("nnx", "nnx.Param, ...)", "nnx.BatchStat, ...)", "zero_params"),
+        Mistake("linen", "zeros_like(leaf) if", "ones_like(leaf) if", "zero_kernels"),
+        Mistake(
+            "linen",
+            'jnp.ones_like(params["bias"])',
+            'jnp.zeros_like(params["bias"])',
+            "set_bias_to_ones",
+        ),
+    ],
+)
+TestZeroByPath = problem.tests()
 
 
 def test_zero_params_shares_no_variable_with_the_original():
-    _, _, model, _ = block_pair()
+    model = block(5).model
     new = nnx_side.zero_params(model)
     new.norm.mean[...] = jnp.zeros(5)
     assert np.all(model.norm.mean[...] > 0)
-
-
-def test_state_zero_kernel(nnx_mode):
-    for _, seed, x, features in entry_inputs(nnx_mode):
-        model = create_model(len(x), int(features), int(seed))
-        module = linen.create_model(int(features))
-        variables = mapping.to_linen(model, variable_shapes(module, len(x)))
-
-        output = nnx_side.state_zero_kernel(seed, x, features)
-
-        parity.assert_equal(
-            linen.state_zero_kernel(seed, x, features, variables=variables), output
-        )
-        kernel = jnp.zeros_like(model.kernel[...])
-        bias = jnp.ones_like(model.bias[...])
-        parity.assert_equal(jnp.dot(jnp.asarray(x, jnp.float32), kernel) + bias, output)
 
 
 def test_linen_entry_from_its_own_seed():
@@ -130,10 +137,10 @@ def test_pitfall_a_map_without_the_path_zeroes_the_bias_too():
 
     `jax.tree.map(jnp.zeros_like, ...)` takes every leaf, on both sides.
     """
-    _, variables, model, _ = pair(5, 5)
-    state = jax.tree.map(jnp.zeros_like, nnx.state(model))
+    pair = dense(5, 5)
+    state = jax.tree.map(jnp.zeros_like, nnx.state(pair.model))
     assert not np.any(state["bias"])
-    assert not np.any(jax.tree.map(jnp.zeros_like, variables)["params"]["bias"])
+    assert not np.any(jax.tree.map(jnp.zeros_like, pair.variables)["params"]["bias"])
 
 
 def test_pitfall_the_last_key_of_an_nnx_path_is_value():
@@ -142,11 +149,11 @@ def test_pitfall_the_last_key_of_an_nnx_path_is_value():
     `path[-1]` is the name of the leaf in Linen: `['kernel']`. In nnx the path is
     `['kernel'].value`, so a test on `path[-1]` never sees the name.
     """
-    _, variables, model, _ = pair(5, 5)
-    keystr = jax.tree_util.keystr
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(model))]
+    pair, keystr = dense(5, 5), jax.tree_util.keystr
+    state = nnx.state(pair.model)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     assert [keystr(path) for path in paths] == ["['bias'].value", "['kernel'].value"]
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(pair.variables)]
     assert [keystr(path[-1:]) for path in paths] == ["['bias']", "['kernel']"]
 
 
@@ -155,7 +162,8 @@ def test_pitfall_a_state_cannot_be_called():
 
     A state is data. Merge it first: `nnx.merge(graphdef, state)(x)`.
     """
-    _, _, model, x = pair(5, 5)
+    pair = dense(5, 5)
+    model, (x,) = pair.model, pair.arrays
     graphdef, state = nnx.split(model)
     with pytest.raises(TypeError, match="'State' object is not callable"):
         state(x)
@@ -170,7 +178,7 @@ def test_pitfall_merging_an_unmapped_part_shares_its_variables():
     `rest`, are the Variables of the original. `nnx.merge(..., copy=True)` makes them
     new too.
     """
-    _, _, model, _ = block_pair()
+    model = block(5).model
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(jnp.zeros_like, params)
     assert nnx.merge(graphdef, params, rest).norm.mean is model.norm.mean
