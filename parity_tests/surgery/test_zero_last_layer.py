@@ -1,93 +1,139 @@
+"""Parity, cost and pitfalls of `surgery/zero_last_layer`."""
+
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Edited, plain_apply, plain_layers
+from linen2nnx.suite.entry import Entry, variables_of_seed
+from linen2nnx.suite.problem import Compare, Edit, Mistake, Problem
 from linen_impl.surgery import zero_last_layer as linen
 from nnx_impl.surgery import zero_last_layer as nnx_side
-from parity_tests.entry_inputs import entry_inputs, in_any_form
-from parity_tests.random_pair import random_pair, variable_shapes
-
-CASES = [  # din, num_layers, features, seed, dtype, jit
-    (1, 12, 33, 0, jnp.float32, False),
-    (5, 2, 5, 1, jnp.bfloat16, True),
-]
-DEPTHS = [1] * 22 + [2] * 12 + [3] * 4 + [12]  # few are deep: each layer takes its time
-
-SWEEP_CASES = [  # a sweep applies the model num_layers + 1 times: fewer layers
-    (1, 3, 33, 0, jnp.float32, False),
-    (5, 2, 5, 1, jnp.bfloat16, True),
-]
 
 
-def create_model(din, num_layers, features, seed=0):
-    return nnx_side.MLP(
-        din=din, num_layers=num_layers, features=features, rngs=nnx.Rngs(seed)
-    )
+def mlp(din, num_layers, features):
+    create = partial(nnx_side.MLP, din, num_layers, features)
+    return Pair(linen.MLP(num_layers, features), create, [(din,)])
 
 
-def pair(din, num_layers, features, seed=0, dtype=jnp.float32):
-    module = linen.MLP(num_layers, features)
-    return module, *random_pair(
-        module, lambda: create_model(din, num_layers, features), din, seed, dtype
-    )
-
-
-@pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"), CASES
-)
-def test_zero_last_kernel(din, num_layers, features, seed, dtype, jit):
-    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
-    edit = parity.Edit(
-        linen=linen.zero_last_kernel,
-        nnx=nnx_side.zero_last_kernel,
-        changes=[f"params/layers_{num_layers - 1}/kernel"],
-    )
-    parity.assert_parity(module, variables, model, x, edit=edit, jit=jit)
-
-
-@pytest.mark.parametrize(
-    ("din", "num_layers", "features", "seed", "dtype", "jit"), SWEEP_CASES
-)
-def test_ablation_sweep(din, num_layers, features, seed, dtype, jit):
+def swept(din, num_layers, features):
     """The sweep is the output, so that gradients go through it and state is unmoved."""
-    module, variables, model, x = pair(din, num_layers, features, seed, dtype)
-    parity.assert_parity(
-        lambda variables, x: linen.ablation_sweep(module, variables, x),
-        variables,
-        model,
-        x,
-        call=nnx_side.ablation_sweep,
-        jit=jit,
-    )
-    assert nnx_side.ablation_sweep(model, x).shape == (num_layers,)
-
-
-def assert_same_sweep(num_layers):
-    """Its outputs and state only: op by op, the gradients take seconds."""
-    module, variables, model, x = pair(1, num_layers, 33)
-    parity.assert_parity(
-        lambda variables, x: linen.ablation_sweep(module, variables, x),
-        variables,
-        model,
-        x,
-        call=nnx_side.ablation_sweep,
-        checks=["outputs", "state"],
+    pair = mlp(din, num_layers, features)
+    return replace(
+        pair, linen_call=linen.ablation_sweep, nnx_call=nnx_side.ablation_sweep
     )
 
 
-def test_ablation_sweep_of_one_layer():
-    assert_same_sweep(1)
+def zero_last_kernel(din, num_layers, features):
+    changed = f"params/layers_{num_layers - 1}/kernel"
+    return Edit(linen.zero_last_kernel, nnx_side.zero_last_kernel, changes=[changed])
 
 
-def test_ablation_sweep_past_ten_layers():
-    assert_same_sweep(11)
+def zero_last_pair(layers):
+    kernel, bias = layers[-1]
+    return [*layers[:-1], (jnp.zeros_like(kernel), bias)]
+
+
+def assign_last_kernel(model):
+    nnx_side.zero_last_kernel(model)
+    return model
+
+
+def map_last_kernel(model):
+    last = ["layers", len(model.layers) - 1, "kernel"]
+
+    def zero(path, leaf):
+        names = [getattr(key, "key", None) for key in path[:3]]
+        return jnp.zeros_like(leaf) if names == last else leaf
+
+    graphdef, state = nnx.split(model)
+    state = jax.tree_util.tree_map_with_path(zero, state)
+    return nnx.merge(graphdef, state)
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=mlp,
+    sizes=[(1, 12, 33), (5, 2, 5)],
+    compared={
+        "zero_last_kernel": Compare(edit=zero_last_kernel),
+        "sweep_of_one_layer": Compare(
+            pair=swept, sizes=[(1, 1, 33)], checks=["outputs", "state"]
+        ),
+        "ablation_sweep": Compare(pair=swept, sizes=[(1, 3, 33), (5, 2, 5)]),
+        # op by op, the gradients take seconds
+        "sweep_past_ten_layers": Compare(
+            pair=swept, sizes=[(1, 11, 33)], checks=["outputs", "state"]
+        ),
+    },
+    entry=Entry(
+        name="zero_last_layer_kernel",
+        arguments={"num_layers": 4, "features": 2},
+        sizes=((1, 1, 33), (33, 2, 1), (5, 1, 5), (5, 2, 5), (5, 12, 5)),
+        start=variables_of_seed(mlp),
+        limit=lambda variables, x: plain_apply(
+            zero_last_pair(plain_layers(variables)), x
+        ),
+    ),
+    cost=Edited(
+        linen=linen.zero_last_kernel,
+        nnx={
+            "attribute assignment": assign_last_kernel,
+            "split/map/merge": map_last_kernel,
+        },
+        plain=zero_last_pair,
+        edited=lambda layers: (
+            f"layers_{layers - 1}/kernel",
+            f"layers/{layers - 1}/kernel",
+        ),
+        size=lambda layers: (32, layers, 32),
+        layers=[1, 4, 16, 64],
+    ),
+    mistakes=[
+        Mistake("nnx", "model.layers[-1]", "model.layers[0]", "zero_last_kernel"),
+        Mistake(
+            "nnx",
+            "last.kernel = nnx.Param(jnp.zeros_like(last.kernel[...]))",
+            "last.bias = nnx.Param(jnp.zeros_like(last.bias[...]))",
+            "zero_last_kernel",
+        ),
+        Mistake("nnx", "zeros_like(last", "ones_like(last", "zero_last_kernel"),
+        Mistake(
+            "nnx",
+            "layer.kernel, layer.bias = kernel, bias",
+            "layer.kernel = kernel",
+            "sweep_of_one_layer",
+        ),
+        Mistake(
+            "nnx",
+            "layer.bias = nnx.Param(jnp.zeros_like(bias[...]))",
+            "pass",
+            "sweep_of_one_layer",
+        ),
+        Mistake("nnx", "model(x) - intact", "model(x) + intact", "ablation_sweep"),
+        Mistake("linen", "len(params) - 1", "len(params) - 2", "zero_last_kernel"),
+        Mistake(
+            "linen",
+            'name = f"layers_{len(params) - 1}"',
+            "name = max(params)",
+            "zero_last_kernel",
+        ),
+        Mistake("linen", "y - intact", "y", "sweep_of_one_layer"),
+    ],
+)
+TestZeroLastLayer = problem.tests()
 
 
 def test_ablation_sweep_is_the_distance_without_each_layer():
-    _, _, model, x = pair(5, 3, 5)
+    pair = mlp(5, 3, 5)
+    model, (x,) = pair.model, pair.arrays
     layers = [(layer.kernel[...], layer.bias[...]) for layer in model.layers]
     expected = []
     for ablated in range(3):
@@ -99,28 +145,6 @@ def test_ablation_sweep_is_the_distance_without_each_layer():
     np.testing.assert_allclose(
         nnx_side.ablation_sweep(model, x), expected, rtol=1e-6
     )  # numpy sums the squares in another order
-
-
-def test_zero_last_layer_kernel(nnx_mode):
-    for rng, seed, x, features in entry_inputs(nnx_mode):
-        num_layers = rng.choice(DEPTHS)
-        arguments = seed, x, in_any_form(rng, num_layers), features
-        din, width, depth = len(x), int(features), int(num_layers)
-        model = create_model(din, depth, width, int(seed))
-        module = linen.MLP(depth, width)
-        variables = mapping.to_linen(model, variable_shapes(module, din))
-
-        output = nnx_side.zero_last_layer_kernel(*arguments)
-
-        parity.assert_equal(
-            linen.zero_last_layer_kernel(*arguments, variables=variables), output
-        )
-        y = jnp.asarray(x, jnp.float32)
-        for layer in model.layers[:-1]:
-            y = jnp.dot(y, layer.kernel[...]) + layer.bias[...]
-        last = model.layers[-1]
-        plain = jnp.dot(y, jnp.zeros_like(last.kernel[...])) + last.bias[...]
-        parity.assert_equal(plain, output)
 
 
 def test_linen_entry_from_its_own_seed():
@@ -150,7 +174,7 @@ def test_pitfall_one_past_the_last_layer():
     `model.layers[2]` of a model of two layers is one past the last. Linen has no such
     check, as the next entry shows.
     """
-    _, _, model, _ = pair(5, 2, 5)
+    model = mlp(5, 2, 5).model
     with pytest.raises(IndexError):
         model.layers[2]
 
@@ -161,11 +185,11 @@ def test_pitfall_linen_adds_a_layer_that_no_one_applies():
     An edit under `layers_2` of a model of two layers adds a third key. `apply` ignores
     it and the output is unchanged.
     """
-    module, variables, _, x = pair(5, 2, 5)
-    params = variables["params"]
+    pair = mlp(5, 2, 5)
+    apply, params, (x,) = pair.linen.apply, pair.variables["params"], pair.arrays
     extra = jax.tree.map(jnp.zeros_like, params["layers_1"])
-    edited = {"params": {**params, "layers_2": extra}}
-    parity.assert_equal(module.apply(variables, x), module.apply(edited, x))
+    edited = {**params, "layers_2": extra}
+    parity.assert_equal(apply({"params": params}, x), apply({"params": edited}, x))
 
 
 def test_pitfall_the_last_name_is_not_the_last_layer():
@@ -174,10 +198,11 @@ def test_pitfall_the_last_name_is_not_the_last_layer():
     With twelve layers the largest name is `layers_9`, because names compare as text.
     The last layer is `layers_11`; nnx has it at `model.layers[-1]`.
     """
-    _, variables, model, _ = pair(5, 12, 5)
-    assert max(variables["params"]) == "layers_9"
-    last = variables["params"]["layers_11"]["kernel"]
-    np.testing.assert_array_equal(model.layers[-1].kernel[...], last)
+    pair = mlp(5, 12, 5)
+    params = pair.variables["params"]
+    assert max(params) == "layers_9"
+    last = pair.model.layers[-1].kernel[...]
+    np.testing.assert_array_equal(last, params["layers_11"]["kernel"])
 
 
 def test_pitfall_leaves_are_in_another_order_past_ten_layers():
@@ -187,8 +212,9 @@ def test_pitfall_leaves_are_in_another_order_past_ten_layers():
     Leaves paired by position, as in `zip(jax.tree.leaves(a), jax.tree.leaves(b))`, are
     mismatched from the third layer on. Pair them by path.
     """
-    _, variables, model, _ = pair(5, 12, 5)
-    ours, theirs = jax.tree.leaves(variables), jax.tree.leaves(nnx.state(model))
+    pair = mlp(5, 12, 5)
+    ours = jax.tree.leaves(pair.variables)
+    theirs = jax.tree.leaves(nnx.state(pair.model))
     differing = [
         i for i in range(24) if not np.array_equal(ours[i], theirs[i])
     ]  # two leaves a layer: layers_10 and layers_11 come after layers_1
