@@ -1,7 +1,7 @@
 """Timing models that are applied: as they are, or after an edit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,7 +49,7 @@ class Forward:
         eager: list[Idiom] = [(REFERENCE, None), CALL, (LIMIT, None)]
         return Benchmark(
             problem,
-            lambda layers: _Applied(pair(*self.size(layers)), self),
+            lambda layers: _Applied((pair(*self.size(layers)),), self),
             {**TRANSFORMED, EAGER: eager},
             self.layers,
         )
@@ -57,32 +57,42 @@ class Forward:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Edited:
-    """The cost of an edit, and of applying the edited model of a pair.
+    """The cost of an edit, and of applying the edited model of a pair to one input.
 
     Attributes:
-        linen: takes variables and returns edited ones.
-        nnx: by idiom, takes a model and returns the edited one, the same or a new one.
-            The first is the one that is jitted by `nnx.jit`.
-        plain: the same edit of a list of `(kernel, bias)`, in the order of the layers.
+        linen: takes variables and returns edited ones; those of `source` come first.
+        nnx: by idiom, takes a model and returns the edited one, the same or a new one;
+            likewise. The first is the one that is jitted by `nnx.jit`.
+        plain: the same edit of a list of `(kernel, bias)`, in the order of the layers;
+            likewise.
         pure: of the idioms, the one that leaves the structure of the model alone.
         edited: the Linen and the nnx path of an array that the edit sets, of the model
             with that number of layers.
         weights: the list that `plain` takes, made from the Linen variables.
         size: of the pair with that number of layers.
+        source: likewise of a second pair, whose models the edit reads; None has none.
         layers: the numbers of layers; `[None]` if the number does not vary.
     """
 
-    linen: Callable[[Any], Any]
-    nnx: Mapping[str, Callable[[Any], Any]]
-    plain: Callable[[Any], Any]
+    linen: Callable[..., Any]
+    nnx: Mapping[str, Callable[..., Any]]
+    plain: Callable[..., Any]
     pure: str = SPLIT_MAP_MERGE
     edited: Callable[[Any], tuple[str, str]] = lambda layers: ("kernel", "kernel")
     weights: Callable[[Any], Any] = field(default_factory=lambda: plain_layers)
     size: Callable[[Any], tuple[Any, ...]]
+    source: Callable[[Any], tuple[Any, ...]] | None = None
     layers: Sequence[int | None] = (None,)
 
     def benchmark(self, problem: str, pair: Callable[..., Pair]) -> Benchmark:
         """What is timed of a problem with that name and pair."""
+
+        def at(layers: int | None) -> _Edited:
+            pairs = [pair(*self.size(layers))]
+            if self.source is not None:
+                pairs.insert(0, replace(pair(*self.source(layers)), seed=1))
+            return _Edited(tuple(pairs), self, layers)
+
         modes = {
             name: MODES if name == SPLIT_MAP_MERGE else (None,) for name in self.nnx
         }
@@ -93,7 +103,7 @@ class Edited:
         ]
         return Benchmark(
             problem,
-            lambda layers: _Edited(pair(*self.size(layers)), self, layers),
+            at,
             {**TRANSFORMED, EAGER: idioms, EDIT: idioms},
             self.layers,
         )
@@ -101,74 +111,87 @@ class Edited:
 
 @dataclass(frozen=True, eq=False)
 class _Models:
-    """The models of a pair, on both sides.
+    """The models of pairs, on both sides; the last is the one that is applied.
 
-    Subclasses say what is called: `linen`, `nnx` and `plain` take what they hold first,
-    and the inputs.
+    Subclasses say what is called: `linen`, `nnx` and `plain` take what each pair holds
+    first, and the inputs.
     """
 
-    pair: Pair
+    pairs: tuple[Pair, ...]
 
-    def linen(self, variables: Any, *inputs: Any) -> Any:
+    def linen(self, *arguments: Any) -> Any:
         raise NotImplementedError
 
-    def nnx(self, model: Any, *inputs: Any) -> Any:
+    def nnx(self, *arguments: Any) -> Any:
         raise NotImplementedError
 
-    def pure(self, model: Any, *inputs: Any) -> Any:
-        return self.nnx(model, *inputs)
+    def pure(self, *arguments: Any) -> Any:
+        return self.nnx(*arguments)
 
-    def plain(self, weights: Any, *inputs: Any) -> Any:
+    def plain(self, *arguments: Any) -> Any:
         raise NotImplementedError
 
     def eager(self, idiom: str) -> Callable[..., Any]:
         return self.nnx
 
     @property
-    def weights(self) -> Any:
+    def inputs(self) -> tuple[Any, ...]:
+        return self.pairs[-1].arrays
+
+    @property
+    def variables(self) -> tuple[Any, ...]:
+        return tuple(pair.variables for pair in self.pairs)
+
+    @property
+    def models(self) -> tuple[Any, ...]:
+        return tuple(pair.model for pair in self.pairs)
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
         raise NotImplementedError
 
     def apply(self, variables: Any, *inputs: Any) -> Any:
-        pair = self.pair
+        pair = self.pairs[-1]
         return pair.linen.apply(variables, *inputs, **pair.linen_kwargs)
 
     def run(self, model: Any, *inputs: Any) -> Any:
-        return model(*inputs, **self.pair.nnx_kwargs)
+        return model(*inputs, **self.pairs[-1].nnx_kwargs)
 
     def call(self, what: str, idiom: str) -> Callable[[], Any]:
         """What an idiom does, as a function to be timed that returns arrays."""
-        inputs = self.pair.arrays
         if what == JITTED:
             function, arguments = self.program(idiom)
         elif idiom == REFERENCE:
-            function, arguments = self.linen, (self.pair.variables, *inputs)
+            function, arguments = self.linen, (*self.variables, *self.inputs)
         elif idiom == LIMIT:
-            function, arguments = self.plain, (self.weights, *inputs)
+            function, arguments = self.plain, (*self.weights, *self.inputs)
         else:
-            function, arguments = self.eager(idiom), (self.pair.model, *inputs)
+            function, arguments = self.eager(idiom), (*self.models, *self.inputs)
         return lambda: function(*arguments)
 
     def program(self, idiom: str) -> tuple[Any, tuple[Any, ...]]:
         """The transformed function of an idiom, and the arguments that it takes."""
-        inputs = self.pair.arrays
+        inputs = self.inputs
         if idiom == REFERENCE:
-            return jax.jit(anew(self.linen)), (self.pair.variables, *inputs)
+            return jax.jit(anew(self.linen)), (*self.variables, *inputs)
         if idiom == LIMIT:
-            return jax.jit(anew(self.plain)), (self.weights, *inputs)
-        model = self.pair.model
+            return jax.jit(anew(self.plain)), (*self.weights, *inputs)
+        models = self.models
         if idiom == "nnx.jit":
-            return nnx.jit(anew(self.nnx)), (model, *inputs)
+            return nnx.jit(anew(self.nnx)), (*models, *inputs)
         if idiom == "nnx.cached_partial":
-            return nnx.cached_partial(nnx.jit(anew(self.pure)), model), inputs
+            return nnx.cached_partial(nnx.jit(anew(self.pure)), *models), inputs
         if idiom == "nnx.jit_partial":
-            return nnx.jit_partial(anew(self.nnx), model, graph=False), inputs
-        graphdef, state = nnx.split(model)
-        held: Any = nnx.to_pure_dict(state) if idiom == "held pure dict" else state
+            return nnx.jit_partial(anew(self.nnx), *models, graph=False), inputs
+        graphdefs, states = zip(*map(nnx.split, models))
+        if idiom == "held pure dict":
+            states = tuple(map(nnx.to_pure_dict, states))
 
-        def apply_merged(state: Any, *inputs: Any) -> Any:
-            return self.nnx(nnx.merge(graphdef, state), *inputs)
+        def apply_merged(*arguments: Any) -> Any:
+            n = len(graphdefs)
+            return self.nnx(*map(nnx.merge, graphdefs, arguments[:n]), *arguments[n:])
 
-        return jax.jit(apply_merged), (held, *inputs)
+        return jax.jit(apply_merged), (*states, *inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,18 +200,18 @@ class _Applied(_Models):
 
     cost: Forward
 
-    def linen(self, variables: Any, *inputs: Any) -> Any:
-        return self.apply(variables, *inputs)
+    def linen(self, *arguments: Any) -> Any:
+        return self.apply(*arguments)
 
-    def nnx(self, model: Any, *inputs: Any) -> Any:
-        return self.run(model, *inputs)
+    def nnx(self, *arguments: Any) -> Any:
+        return self.run(*arguments)
 
-    def plain(self, weights: Any, *inputs: Any) -> Any:
-        return self.cost.plain(weights, *inputs)
+    def plain(self, *arguments: Any) -> Any:
+        return self.cost.plain(*arguments)
 
     @cached_property
-    def weights(self) -> Any:
-        return self.cost.weights(self.pair.variables)
+    def weights(self) -> tuple[Any, ...]:
+        return tuple(map(self.cost.weights, self.variables))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,27 +221,30 @@ class _Edited(_Models):
     cost: Edited
     layers: int | None
 
-    def linen(self, variables: Any, *inputs: Any) -> Any:
-        return self.apply(self.cost.linen(variables), *inputs)
+    def linen(self, *arguments: Any) -> Any:
+        *variables, x = arguments
+        return self.apply(self.cost.linen(*variables), x)
 
-    def nnx(self, model: Any, *inputs: Any) -> Any:
-        return self.eager(next(iter(self.cost.nnx)))(model, *inputs)
+    def nnx(self, *arguments: Any) -> Any:
+        return self.eager(next(iter(self.cost.nnx)))(*arguments)
 
-    def pure(self, model: Any, *inputs: Any) -> Any:
-        return self.eager(self.cost.pure)(model, *inputs)
+    def pure(self, *arguments: Any) -> Any:
+        return self.eager(self.cost.pure)(*arguments)
 
-    def plain(self, weights: Any, *inputs: Any) -> Any:
-        return plain_apply(self.cost.plain(weights), *inputs)
+    def plain(self, *arguments: Any) -> Any:
+        *weights, x = arguments
+        return plain_apply(self.cost.plain(*weights), x)
 
     @cached_property
-    def weights(self) -> Any:
-        return self.cost.weights(self.pair.variables)
+    def weights(self) -> tuple[Any, ...]:
+        return tuple(map(self.cost.weights, self.variables))
 
     def eager(self, idiom: str) -> Callable[..., Any]:
         edit = self.cost.nnx[idiom]
 
-        def edit_and_apply(model: Any, *inputs: Any) -> Any:
-            return self.run(edit(model), *inputs)
+        def edit_and_apply(*arguments: Any) -> Any:
+            *models, x = arguments
+            return self.run(edit(*models), x)
 
         return edit_and_apply
 
@@ -228,10 +254,10 @@ class _Edited(_Models):
             return super().call(what, idiom)
         linen_keys, nnx_keys = (p.split("/") for p in self.cost.edited(self.layers))
         if idiom == REFERENCE:
-            linen, variables = self.cost.linen, self.pair.variables
+            linen, variables = self.cost.linen, self.variables
 
             def edited() -> Any:
-                found = linen(variables)["params"]
+                found = linen(*variables)["params"]
                 for key in linen_keys:
                     found = found[key]
                 return found
@@ -243,12 +269,12 @@ class _Edited(_Models):
                 self.weights,
                 (self.layers or 1) - 1,
             )
-            return lambda: plain(weights)[layer][0]
-        edit, model = self.cost.nnx[idiom], self.pair.model
+            return lambda: plain(*weights)[layer][0]
+        edit, models = self.cost.nnx[idiom], self.models
         steps = [int(key) if key.isdigit() else key for key in nnx_keys]
 
         def edited_variable() -> Any:
-            found = edit(model)
+            found = edit(*models)
             for step in steps:
                 found = found[step] if isinstance(step, int) else getattr(found, step)
             return found.get_raw_value()
