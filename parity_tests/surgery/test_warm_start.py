@@ -1,193 +1,207 @@
+"""Parity, cost and pitfalls of `surgery/warm_start`."""
+
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from flax.core import freeze
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Edited, plain_apply, plain_layers
+from linen2nnx.suite.entry import Entry
+from linen2nnx.suite.problem import Compare, Mistake, Problem
 from linen_impl.surgery import warm_start as linen
 from nnx_impl.surgery import warm_start as nnx_side
-from parity_tests.entry_inputs import entry_inputs, in_any_form
-from parity_tests.random_pair import random_input, variable_shapes
+from parity_tests.two_models import edit_target, of_linen, two_models
 
-CASES = [  # din, num_old, num_extra, features, seed, dtype, jit
-    (1, 11, 2, 33, 0, jnp.float32, False),
-    (5, 1, 1, 5, 1, jnp.bfloat16, True),
-]
-DEPTHS = (  # num_old, num_extra: few are deep, since each layer takes its time
-    [(1, 0)] * 20 + [(1, 1)] * 12 + [(2, 1)] * 4 + [(1, 2)] * 3 + [(10, 2)]
-)
+# din, layers, layers or blocks more, features; op by op, the gradients of many are slow
+SIZES = [(1, 2, 2, 33), (5, 1, 1, 5)]
+DEEP_SIZES = [(1, 11, 2, 33), (5, 1, 1, 5)]
 
 
-def create_model(din, num_layers, features, seed=0):
-    return nnx_side.MLP(
-        din=din, num_layers=num_layers, features=features, rngs=nnx.Rngs(seed)
-    )
+def mlp(din, num_layers, features):
+    create = partial(nnx_side.MLP, din, num_layers, features)
+    return Pair(linen.MLP(num_layers, features), create, [(din,)])
 
 
-class Pair:
-    """A small and a big model on both sides, random in every leaf, and an input.
-
-    Small and big are edited and compared as one, so that the small one is compared too.
-    """
-
-    def __init__(self, module, create, small, features, din, seed, dtype):
-        self.module = module
-        self.x = random_input(din, seed, dtype)
-        target = {
-            "small": variable_shapes(linen.MLP(small, features), din)["params"],
-            "big": variable_shapes(module, din)["params"],
-        }
-        self.variables, self.model = parity.random_pair(
-            {"params": target},
-            nnx.eval_shape(
-                lambda: nnx.Dict(small=create_model(din, small, features), big=create())
-            ),
-            seed=seed,
-            dtype=dtype,
-        )
-
-    def side(self, name):
-        return freeze({"params": self.variables["params"][name]})
-
-    def assert_parity(self, linen_edit, nnx_edit, changes, jit):
-        def edit_linen(both):
-            small, big = ({"params": both["params"][name]} for name in ("small", "big"))
-            edited = linen_edit(freeze(small), freeze(big))
-            return {"params": {**both["params"], "big": edited["params"].unfreeze()}}
-
-        parity.assert_parity(
-            lambda both, x: self.module.apply({"params": both["params"]["big"]}, x),
-            self.variables,
-            self.model,
-            self.x,
-            call=lambda both, x: both.big(x),
-            edit=parity.Edit(
-                linen=edit_linen,
-                nnx=lambda both: nnx_edit(both.small, both.big),
-                changes=[f"params/big/{name}" for name in changes],
-            ),
-            jit=jit,
-        )
+def residual(din, num_layers, num_blocks, features):
+    create = partial(nnx_side.ResidualMLP, din, num_layers, num_blocks, features)
+    return Pair(linen.ResidualMLP(num_layers, num_blocks, features), create, [(din,)])
 
 
-def pair(din, small, extra, features, seed=0, dtype=jnp.float32):
-    return Pair(
-        linen.MLP(small + extra, features),
-        lambda: create_model(din, small + extra, features),
-        small,
-        features,
-        din,
-        seed,
-        dtype,
-    )
+def small_and_big(din, small, extra, features):
+    return two_models(mlp(din, small, features), mlp(din, small + extra, features))
 
 
-def residual_pair(din, small, blocks, features, seed=0, dtype=jnp.float32):
-    return Pair(
-        linen.ResidualMLP(small, blocks, features),
-        lambda: nnx_side.ResidualMLP(
-            din=din,
-            num_layers=small,
-            num_blocks=blocks,
-            features=features,
-            rngs=nnx.Rngs(0),
+def small_and_residual(din, small, blocks, features):
+    return two_models(mlp(din, small, features), residual(din, small, blocks, features))
+
+
+def names(prefix, stop):
+    return [f"{prefix}_{i}" for i in range(stop)]
+
+
+def copy_layers(din, small, extra, features):
+    return edit_target(linen.copy_layers, nnx_side.copy_layers, names("layers", small))
+
+
+def grow_by_identity(din, small, extra, features):
+    changes = names("layers", small + extra)
+    return edit_target(linen.grow_by_identity, nnx_side.grow_by_identity, changes)
+
+
+def grow_by_residual(din, small, blocks, features):
+    changes = names("layers", small) + names("blocks", blocks)
+    return edit_target(linen.grow_by_residual, nnx_side.grow_by_residual, changes)
+
+
+def start(seed, din, old, extra, features):
+    small, big = mlp(din, old, features), mlp(din, old + extra, features)
+    return {
+        "small_variables": small.variables_of(small.model_from(seed)),
+        "big_variables": big.variables_of(big.model_from(seed + 1000)),
+    }
+
+
+def plain_copied(small, big):
+    return [*small, *big[len(small) :]]
+
+
+def assign_layers(small, big):
+    nnx_side.copy_layers(small, big)
+    return big
+
+
+def update_layers(small, big):
+    nnx.update(big, nnx.state(small))
+    return big
+
+
+def merge_layers(small, big):
+    graphdef, state = nnx.split(big)
+    state = nnx.merge_state(state, nnx.state(small))
+    return nnx.merge(graphdef, state, copy=True)
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=mlp,
+    sizes=[(5, 2, 5)],
+    compared={
+        "model": Compare(),
+        "copy_layers": Compare(pair=small_and_big, sizes=DEEP_SIZES, edit=copy_layers),
+        "grow_by_identity": Compare(
+            pair=small_and_big, sizes=SIZES, edit=grow_by_identity
         ),
-        small,
-        features,
-        din,
-        seed,
-        dtype,
-    )
-
-
-def layer_names(stop):
-    return [f"layers_{i}" for i in range(stop)]
+        "grow_by_residual": Compare(
+            pair=small_and_residual, sizes=SIZES, edit=grow_by_residual
+        ),
+        # zero branches hide the blocks: random ones show them
+        "residual_model": Compare(pair=residual, sizes=[(5, 2, 2, 5)]),
+    },
+    entry=Entry(
+        name="add_layer_warm_start",
+        arguments={"num_old_layers": 2, "num_extra_layers": 1, "features": 2},
+        sizes=(
+            (1, 1, 0, 33),
+            (33, 1, 1, 1),
+            (5, 1, 1, 5),
+            (5, 2, 1, 5),
+            (5, 1, 2, 5),
+            (5, 10, 2, 5),
+        ),
+        start=start,
+        limit=lambda small, big, x: plain_apply(
+            plain_copied(plain_layers(small), plain_layers(big)), x
+        ),
+    ),
+    cost=Edited(
+        linen=linen.copy_layers,
+        nnx={
+            "attribute assignment": assign_layers,
+            "nnx.update": update_layers,
+            "split/map/merge": merge_layers,
+        },
+        plain=plain_copied,
+        edited=lambda layers: (
+            f"layers_{layers - 1}/kernel",
+            f"layers/{layers - 1}/kernel",
+        ),
+        size=lambda layers: (32, layers + 1, 32),
+        source=lambda layers: (32, layers, 32),
+        layers=[1, 4, 16, 64],
+    ),
+    mistakes=[
+        Mistake(
+            "nnx",
+            "big.layers[i].bias = nnx.Param(layer.bias[...])",
+            "pass",
+            "copy_layers",
+        ),
+        Mistake(
+            "nnx", "big.layers[i].kernel", "big.layers[i - 1].kernel", "copy_layers"
+        ),
+        Mistake(
+            "nnx",
+            "len(small.layers) :",
+            "len(small.layers) + 1 :",
+            "grow_by_identity",
+        ),
+        Mistake(
+            "nnx",
+            "layer.bias = nnx.Param(jnp.zeros_like(bias))",
+            "pass",
+            "grow_by_identity",
+        ),
+        Mistake("nnx", "x + branch(nnx.relu(x))", "x + branch(x)", "residual_model"),
+        Mistake(
+            "nnx",
+            "nnx.Param(jnp.zeros_like(bias))",
+            "nnx.Param(bias)",
+            "grow_by_residual",
+        ),
+        Mistake(
+            "linen",
+            '{**big["params"], **small["params"]}',
+            '{**small["params"], **big["params"]}',
+            "copy_layers",
+        ),
+        Mistake(
+            "linen",
+            "jnp.eye(width, dtype=dtype)",
+            "-jnp.eye(width, dtype=dtype)",
+            "grow_by_identity",
+        ),
+        Mistake(
+            "linen",
+            "x + branch(nn.relu(x))",
+            "x - branch(nn.relu(x))",
+            "residual_model",
+        ),
+    ],
+)
+TestWarmStart = problem.tests()
 
 
 @pytest.mark.parametrize(
-    ("din", "small", "extra", "features", "seed", "dtype", "jit"), CASES
+    ("size", "dtype"), [*zip(DEEP_SIZES, [jnp.float32, jnp.bfloat16])]
 )
-def test_copy_layers(din, small, extra, features, seed, dtype, jit):
-    both = pair(din, small, extra, features, seed, dtype)
-    both.assert_parity(linen.copy_layers, nnx_side.copy_layers, layer_names(small), jit)
-
-
 @pytest.mark.parametrize(
-    ("din", "small", "extra", "features", "seed", "dtype", "jit"), CASES
+    ("pair", "grow"),
+    [(small_and_big, "grow_by_identity"), (small_and_residual, "grow_by_residual")],
 )
-def test_grow_by_identity(din, small, extra, features, seed, dtype, jit):
-    both = pair(din, small, extra, features, seed, dtype)
-    both.assert_parity(
-        linen.grow_by_identity,
-        nnx_side.grow_by_identity,
-        layer_names(small + extra),
-        jit,
-    )
-    nnx_side.grow_by_identity(both.model.small, both.model.big)
-    parity.assert_equal(both.model.small(both.x), both.model.big(both.x))
-    small_variables = both.side("small")
-    grown = linen.grow_by_identity(small_variables, both.side("big"))
-    parity.assert_equal(
-        linen.MLP(small, features).apply(small_variables, both.x),
-        both.module.apply(grown, both.x),
-    )
-
-
-@pytest.mark.parametrize(
-    ("din", "small", "blocks", "features", "seed", "dtype", "jit"), CASES
-)
-def test_grow_by_residual(din, small, blocks, features, seed, dtype, jit):
-    both = residual_pair(din, small, blocks, features, seed, dtype)
-    changes = layer_names(small) + [f"blocks_{i}" for i in range(blocks)]
-    both.assert_parity(linen.grow_by_residual, nnx_side.grow_by_residual, changes, jit)
-    nnx_side.grow_by_residual(both.model.small, both.model.big)
-    parity.assert_equal(both.model.small(both.x), both.model.big(both.x))
-    small_variables = both.side("small")
-    grown = linen.grow_by_residual(small_variables, both.side("big"))
-    parity.assert_equal(
-        linen.MLP(small, features).apply(small_variables, both.x),
-        both.module.apply(grown, both.x),
-    )
-
-
-def test_residual_model_before_it_is_grown():
-    """Zero branches hide the blocks: compare the model also with random ones."""
-    both = residual_pair(5, 2, 2, 5)
-    parity.assert_parity(both.module, both.side("big"), both.model.big, both.x)
-
-
-def test_add_layer_warm_start(nnx_mode):
-    for rng, seed, x, features in entry_inputs(nnx_mode):
-        num_old, num_extra = rng.choice(DEPTHS)
-        arguments = (
-            seed,
-            x,
-            in_any_form(rng, num_old),
-            in_any_form(rng, num_extra),
-            features,
-        )
-        din, width, old, new = len(x), int(features), int(num_old), int(num_extra)
-        small = create_model(din, old, width, int(seed))
-        big = create_model(din, old + new, width, int(seed) + 1000)
-        variables = [
-            mapping.to_linen(model, variable_shapes(linen.MLP(depth, width), din))
-            for model, depth in ((small, old), (big, old + new))
-        ]
-
-        output = nnx_side.add_layer_warm_start(*arguments)
-
-        parity.assert_equal(
-            linen.add_layer_warm_start(
-                *arguments, small_variables=variables[0], big_variables=variables[1]
-            ),
-            output,
-        )
-        plain = jnp.asarray(x, jnp.float32)
-        for layer in [*small.layers, *big.layers[old:]]:
-            plain = jnp.dot(plain, layer.kernel[...]) + layer.bias[...]
-        parity.assert_equal(plain, output)
+def test_the_grown_model_computes_what_the_small_one_did(pair, grow, size, dtype):
+    both = replace(pair(*size), dtype=dtype)
+    model, module, (x,) = both.model, both.linen, both.arrays
+    getattr(nnx_side, grow)(model.source, model.target)
+    parity.assert_equal(model.source(x), model.target(x))
+    small = of_linen(both.variables, "source")
+    grown = getattr(linen, grow)(small, of_linen(both.variables, "target"))
+    parity.assert_equal(module.source.apply(small, x), module.target.apply(grown, x))
 
 
 @pytest.mark.parametrize("extra", [0, 2])
@@ -207,7 +221,7 @@ def test_pitfall_the_same_seed_hides_a_missing_copy():
     sides. A test that seeds both models alike passes without the copy. Give them
     different seeds.
     """
-    small, big = create_model(5, 2, 5, seed=0), create_model(5, 3, 5, seed=0)
+    small, big = (mlp(5, depth, 5).model_from(0) for depth in (2, 3))
     for i in range(2):
         np.testing.assert_array_equal(small.layers[i].kernel, big.layers[i].kernel)
     key, x = jax.random.key(0), jnp.ones(5)
@@ -222,10 +236,10 @@ def test_pitfall_copying_the_variable_ties_the_two_models():
     After `big.layers[0].kernel = small.layers[0].kernel` both models hold one Variable:
     writing to the small model's kernel changes the big model's.
     """
-    model = pair(5, 2, 1, 5).model
-    model.big.layers[0].kernel = model.small.layers[0].kernel
-    model.small.layers[0].kernel[...] = jnp.zeros((5, 5))
-    np.testing.assert_array_equal(model.big.layers[0].kernel[...], jnp.zeros((5, 5)))
+    model = small_and_big(5, 2, 1, 5).model
+    model.target.layers[0].kernel = model.source.layers[0].kernel
+    model.source.layers[0].kernel[...] = jnp.zeros((5, 5))
+    np.testing.assert_array_equal(model.target.layers[0].kernel[...], jnp.zeros((5, 5)))
 
 
 def test_pitfall_a_tied_pair_cannot_be_split_in_tree_mode(nnx_mode):
@@ -236,8 +250,8 @@ def test_pitfall_a_tied_pair_cannot_be_split_in_tree_mode(nnx_mode):
     small.layers[0].kernel`. In graph mode the split is accepted. Copy the array:
     `nnx.Param(small.layers[0].kernel[...])`.
     """
-    model = pair(5, 2, 1, 5).model
-    model.big.layers[0].kernel = model.small.layers[0].kernel
+    model = small_and_big(5, 2, 1, 5).model
+    model.target.layers[0].kernel = model.source.layers[0].kernel
     if nnx_mode == "graph":
         nnx.split(model)
     else:
@@ -251,12 +265,12 @@ def test_pitfall_linen_drops_layers_that_the_big_model_lacks():
     Pass small and big in the wrong order and the Linen spread yields one layer too
     many, which `apply` ignores. The nnx loop raises an `IndexError`.
     """
-    both = pair(5, 2, 1, 5)
-    edited = linen.copy_layers(both.side("big"), both.side("small"))
+    small, big = mlp(5, 2, 5), mlp(5, 3, 5)
+    edited = linen.copy_layers(big.variables, small.variables)
     assert set(edited["params"]) == {"layers_0", "layers_1", "layers_2"}
-    linen.MLP(2, 5).apply(edited, both.x)  # no error
+    small.linen.apply(edited, *small.arrays)  # no error
     with pytest.raises(IndexError):
-        nnx_side.copy_layers(both.model.big, both.model.small)
+        nnx_side.copy_layers(big.model, small.model)
 
 
 def test_pitfall_identity_layers_need_a_zero_bias():
@@ -265,10 +279,10 @@ def test_pitfall_identity_layers_need_a_zero_bias():
     With an identity kernel and the bias it had, the new layer still shifts the output.
     Zero the bias and the outputs are equal bit for bit.
     """
-    both = pair(5, 1, 1, 5)
-    model = both.model
-    nnx_side.copy_layers(model.small, model.big)
-    model.big.layers[1].kernel = nnx.Param(jnp.eye(5))
-    assert not np.array_equal(model.small(both.x), model.big(both.x))
-    model.big.layers[1].bias = nnx.Param(jnp.zeros(5))
-    np.testing.assert_array_equal(model.small(both.x), model.big(both.x))
+    both = small_and_big(5, 1, 1, 5)
+    small, big, (x,) = both.model.source, both.model.target, both.arrays
+    nnx_side.copy_layers(small, big)
+    big.layers[1].kernel = nnx.Param(jnp.eye(5))
+    assert not np.array_equal(small(x), big(x))
+    big.layers[1].bias = nnx.Param(jnp.zeros(5))
+    np.testing.assert_array_equal(small(x), big(x))
