@@ -14,9 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model
@@ -24,9 +21,7 @@ class MLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "*b din"], train: bool = False
-    ) -> Float[Array, "*b n"]:
+    def __call__(self, x, train: bool = False):  # (b, n) -> (b, m)
         # Linen: Without a name, this layer is `Dense_0` in the
         # checkpoint.
         x = nn.Dense(self.features)(x)
@@ -78,36 +73,11 @@ def checkpoint_shapes(path: Path) -> dict:
 # region: end
 
 
-def orbax_linen_to_nnx(
-    seed, x, features, *, variables=None
-) -> Float[Array, "features"]:
-    """Save a model in Linen's layout, load it and apply it.
-
-    Args:
-        seed: whole number; seeds the model that is saved.
-        x: input, numeric, shape (din,).
-        features: whole number from 1; width of every layer.
-        variables: params and batch_stats to save instead.
-
-    Returns:
-        The loaded model's output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    features = arguments.size("features", features)
-    model = MLP(features)
-    variables = arguments.starting_variables(
-        "variables", variables, model, seed, x
-    )
+if __name__ == "__main__":
+    x, model = jnp.eye(3), MLP(features=2)
+    variables = model.init(jax.random.key(0), x)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         save_checkpoint(path, variables)
-        variables = load_checkpoint(path, x.shape[0], features)
-    return model.apply(variables, x)
-
-
-if __name__ == "__main__":
-    print(orbax_linen_to_nnx(0, jnp.arange(3.0), 2))
+        loaded = load_checkpoint(path, din=3, features=2)
+    print(model.apply(loaded, x))

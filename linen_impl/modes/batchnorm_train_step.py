@@ -13,9 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training import train_state
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model
@@ -24,9 +21,7 @@ class MLP(nn.Module):
     dout: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n"], train: bool = True
-    ) -> Float[Array, "b m"]:
+    def __call__(self, x, train: bool = True):  # (b, n) -> (b, m)
         x = nn.Dense(self.width, name="hidden")(x)
         norm = nn.BatchNorm(name="norm")
         # Linen: The mode is an argument of the call.
@@ -63,10 +58,8 @@ def create_optimizer(
 # region: step
 @jax.jit
 def train_step(
-    state: TrainState,
-    x: Float[Array, "b n"],
-    y: Float[Array, "b m"],
-) -> tuple[TrainState, Float[Array, ""]]:
+    state: TrainState, x: jax.Array, y: jax.Array
+) -> tuple[TrainState, jax.Array]:
     def loss_fn(params):
         old = {"params": params, "batch_stats": state.batch_stats}
         prediction, updates = state.apply_fn(
@@ -87,10 +80,8 @@ def train_step(
 # region: evaluate
 @jax.jit
 def evaluate(
-    state: TrainState,
-    x: Float[Array, "b n"],
-    y: Float[Array, "b m"],
-) -> Float[Array, ""]:
+    state: TrainState, x: jax.Array, y: jax.Array
+) -> jax.Array:
     variables = {
         "params": state.params,
         "batch_stats": state.batch_stats,
@@ -103,44 +94,13 @@ def evaluate(
 # region: end
 
 
-def batchnorm_losses(
-    seed, x, y, hidden, num_steps, learning_rate, *, variables=None
-) -> Float[Array, "num_steps"]:
-    """Train an MLP with BatchNorm on one batch.
-
-    Args:
-        seed: whole number; seeds the MLP.
-        x: inputs, numeric, shape (batch, din).
-        y: targets, numeric, shape (batch, features).
-        hidden: whole number from 1; width of the hidden layer.
-        num_steps: whole number from 1.
-        learning_rate: finite number, of SGD with momentum.
-        variables: params and batch_stats to start from.
-
-    Returns:
-        The loss before each step, shape (num_steps,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.batch("x", x)
-    y = arguments.targets("y", y, x)
-    hidden = arguments.size("hidden", hidden)
-    steps = arguments.size("num_steps", num_steps)
-    rate = arguments.number("learning_rate", learning_rate)
-    model = MLP(hidden, y.shape[1])
-    variables = arguments.starting_variables(
-        "variables", variables, model, seed, x
-    )
-    state = create_optimizer(model, variables, create_tx(rate))
-    losses = []
-    for _ in range(steps):
-        state, loss = train_step(state, x, y)
-        losses.append(loss)
-    return jnp.stack(losses)
-
-
 if __name__ == "__main__":
     x, y = jax.random.normal(jax.random.key(0), (2, 8, 3))
-    print(batchnorm_losses(0, x, y, 4, 5, 0.1))
+    model = MLP(width=4, dout=3)
+    variables = model.init(jax.random.key(1), x)
+    state = create_optimizer(model, variables, create_tx(0.1))
+    losses = []
+    for _ in range(5):
+        state, loss = train_step(state, x, y)
+        losses.append(loss)
+    print(jnp.stack(losses))

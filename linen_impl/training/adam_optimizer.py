@@ -12,9 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model
@@ -23,9 +20,7 @@ class MLP(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n"]
-    ) -> Float[Array, "b m"]:
+    def __call__(self, x):  # (b, n) -> (b, m)
         # Linen: Each layer becomes a key of `params`: `layers_0`,
         # `layers_1` and so on.
         for i in range(self.num_layers):
@@ -62,10 +57,8 @@ def create_optimizer(
 # region: step
 @jax.jit
 def train_step(
-    state: TrainState,
-    x: Float[Array, "b n"],
-    y: Float[Array, "b m"],
-) -> tuple[TrainState, Float[Array, ""]]:
+    state: TrainState, x: jax.Array, y: jax.Array
+) -> tuple[TrainState, jax.Array]:
     def loss_fn(params):
         prediction = state.apply_fn({"params": params}, x)
         return jnp.mean((prediction - y) ** 2)
@@ -99,52 +92,13 @@ def load_opt_state(
 # region: end
 
 
-def adam_losses(
-    seed,
-    x,
-    y,
-    num_layers,
-    num_steps,
-    learning_rate,
-    *,
-    variables=None,
-) -> Float[Array, "num_steps"]:
-    """Train an MLP on one batch; its layers are as wide as y.
-
-    Args:
-        seed: whole number; seeds the MLP.
-        x: inputs, numeric, shape (batch, din).
-        y: targets, numeric, shape (batch, features).
-        num_layers: whole number from 1.
-        num_steps: whole number from 1; the schedule ends there.
-        learning_rate: finite number; the peak of the schedule.
-        variables: params `layers_0`, ... to start from.
-
-    Returns:
-        The loss before each step, shape (num_steps,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.batch("x", x)
-    y = arguments.targets("y", y, x)
-    layers = arguments.size("num_layers", num_layers)
-    steps = arguments.size("num_steps", num_steps)
-    peak = arguments.number("learning_rate", learning_rate)
-    model = MLP(layers, y.shape[1])
-    variables = arguments.starting_variables(
-        "variables", variables, model, seed, x
-    )
-    tx = create_tx(peak, steps)
-    state = create_optimizer(model, variables["params"], tx)
-    losses = []
-    for _ in range(steps):
-        state, loss = train_step(state, x, y)
-        losses.append(loss)
-    return jnp.stack(losses)
-
-
 if __name__ == "__main__":
     x, y = jax.random.normal(jax.random.key(0), (2, 8, 3))
-    print(adam_losses(0, x, y, 2, 5, 0.1))
+    model = MLP(num_layers=2, features=3)
+    params = model.init(jax.random.key(1), x)["params"]
+    state = create_optimizer(model, params, create_tx(0.1, 5))
+    losses = []
+    for _ in range(5):
+        state, loss = train_step(state, x, y)
+        losses.append(loss)
+    print(jnp.stack(losses))

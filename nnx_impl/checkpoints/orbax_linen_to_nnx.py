@@ -14,9 +14,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model - The model
@@ -26,9 +23,7 @@ class MLP(nnx.Module):
         self.norm = nnx.BatchNorm(features, rngs=rngs)
         self.output = nnx.Linear(features, features, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "*b din"]
-    ) -> Float[Array, "*b n"]:
+    def __call__(self, x):  # (b, n) -> (b, m)
         x = self.norm(self.hidden(x))
         return self.output(nnx.relu(x))
 
@@ -108,32 +103,11 @@ def checkpoint_shapes(path: Path) -> dict:
 # region: end
 
 
-def orbax_linen_to_nnx(
-    seed, x, features
-) -> Float[Array, "features"]:
-    """Save a model in Linen's layout, load it and apply it.
-
-    Args:
-        seed: whole number; seeds the model that is saved.
-        x: input, numeric, shape (din,).
-        features: whole number from 1; width of every layer.
-
-    Returns:
-        The loaded model's output, shape (features,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.vector("x", x)
-    features = arguments.size("features", features)
-    model = MLP(x.shape[0], features, rngs=nnx.Rngs(int(seed)))
+if __name__ == "__main__":
+    x = jnp.eye(3)
+    model = MLP(din=3, features=2, rngs=nnx.Rngs(0))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         save_checkpoint(path, model)
-        model = load_checkpoint(path, x.shape[0], features)
-    return model(x)
-
-
-if __name__ == "__main__":
-    print(orbax_linen_to_nnx(0, jnp.arange(3.0), 2))
+        loaded = load_checkpoint(path, din=3, features=2)
+    print(loaded(x))

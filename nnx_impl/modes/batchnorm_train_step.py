@@ -11,9 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model - The model
@@ -27,9 +24,7 @@ class MLP(nnx.Module):
         self.norm = nnx.BatchNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, dout, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b n"]
-    ) -> Float[Array, "b m"]:
+    def __call__(self, x):  # (b, n) -> (b, m)
         x = self.norm(self.hidden(x))
         return self.head(nnx.relu(x))
 
@@ -56,9 +51,9 @@ def create_optimizer(
 def train_step(
     model: nnx.Module,
     optimizer: nnx.Optimizer,
-    x: Float[Array, "b n"],
-    y: Float[Array, "b m"],
-) -> Float[Array, ""]:
+    x: jax.Array,
+    y: jax.Array,
+) -> jax.Array:
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss_fn(params, rest):
@@ -77,10 +72,8 @@ def train_step(
 # region: evaluate - Variation: evaluate
 @nnx.jit
 def evaluate(
-    model: nnx.Module,
-    x: Float[Array, "b n"],
-    y: Float[Array, "b m"],
-) -> Float[Array, ""]:
+    model: nnx.Module, x: jax.Array, y: jax.Array
+) -> jax.Array:
     # nnx: A view shares the Variables of the model and has modes of
     # its own, so that the model stays in train mode.
     model = nnx.view(model, use_running_average=True)
@@ -90,38 +83,11 @@ def evaluate(
 # region: end
 
 
-def batchnorm_losses(
-    seed, x, y, hidden, num_steps, learning_rate
-) -> Float[Array, "num_steps"]:
-    """Train an MLP with BatchNorm on one batch.
-
-    Args:
-        seed: whole number; seeds the MLP.
-        x: inputs, numeric, shape (batch, din).
-        y: targets, numeric, shape (batch, features).
-        hidden: whole number from 1; width of the hidden layer.
-        num_steps: whole number from 1.
-        learning_rate: finite number, of SGD with momentum.
-
-    Returns:
-        The loss before each step, shape (num_steps,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.batch("x", x)
-    y = arguments.targets("y", y, x)
-    hidden = arguments.size("hidden", hidden)
-    steps = arguments.size("num_steps", num_steps)
-    rate = arguments.number("learning_rate", learning_rate)
-    model = MLP(x.shape[1], hidden, y.shape[1], rngs=nnx.Rngs(seed))
-    optimizer = create_optimizer(model, create_tx(rate))
-    return jnp.stack(
-        [train_step(model, optimizer, x, y) for _ in range(steps)]
-    )
-
-
 if __name__ == "__main__":
     x, y = jax.random.normal(jax.random.key(0), (2, 8, 3))
-    print(batchnorm_losses(0, x, y, 4, 5, 0.1))
+    model = MLP(3, width=4, dout=3, rngs=nnx.Rngs(1))
+    optimizer = create_optimizer(model, create_tx(0.1))
+    losses = []
+    for _ in range(5):
+        losses.append(train_step(model, optimizer, x, y))
+    print(jnp.stack(losses))

@@ -10,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
-
-from linen2nnx import arguments
 
 
 # region: model - The model
@@ -33,9 +30,7 @@ class MLP(nnx.Module):
             for i in range(num_layers)
         )
 
-    def __call__(
-        self, x: Float[Array, "b n"]
-    ) -> Float[Array, "b m"]:
+    def __call__(self, x):  # (b, n) -> (b, m)
         for i, layer in enumerate(self.layers):
             x = layer(nnx.relu(x) if i else x)
         return x
@@ -69,9 +64,9 @@ def create_optimizer(
 def train_step(
     model: nnx.Module,
     optimizer: nnx.Optimizer,
-    x: Float[Array, "b n"],
-    y: Float[Array, "b m"],
-) -> Float[Array, ""]:
+    x: jax.Array,
+    y: jax.Array,
+) -> jax.Array:
     def loss_fn(model):
         return jnp.mean((model(x) - y) ** 2)
 
@@ -113,38 +108,11 @@ def load_opt_state(
 # region: end
 
 
-def adam_losses(
-    seed, x, y, num_layers, num_steps, learning_rate
-) -> Float[Array, "num_steps"]:
-    """Train an MLP on one batch; its layers are as wide as y.
-
-    Args:
-        seed: whole number; seeds the MLP.
-        x: inputs, numeric, shape (batch, din).
-        y: targets, numeric, shape (batch, features).
-        num_layers: whole number from 1.
-        num_steps: whole number from 1; the schedule ends there.
-        learning_rate: finite number; the peak of the schedule.
-
-    Returns:
-        The loss before each step, shape (num_steps,).
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-    """
-    seed = arguments.seed("seed", seed)
-    x = arguments.batch("x", x)
-    y = arguments.targets("y", y, x)
-    layers = arguments.size("num_layers", num_layers)
-    steps = arguments.size("num_steps", num_steps)
-    peak = arguments.number("learning_rate", learning_rate)
-    model = MLP(x.shape[1], layers, y.shape[1], rngs=nnx.Rngs(seed))
-    optimizer = create_optimizer(model, create_tx(peak, steps))
-    return jnp.stack(
-        [train_step(model, optimizer, x, y) for _ in range(steps)]
-    )
-
-
 if __name__ == "__main__":
     x, y = jax.random.normal(jax.random.key(0), (2, 8, 3))
-    print(adam_losses(0, x, y, 2, 5, 0.1))
+    model = MLP(3, num_layers=2, features=3, rngs=nnx.Rngs(1))
+    optimizer = create_optimizer(model, create_tx(0.1, 5))
+    losses = []
+    for _ in range(5):
+        losses.append(train_step(model, optimizer, x, y))
+    print(jnp.stack(losses))

@@ -1,168 +1,171 @@
-import functools
+"""Parity, cost and pitfalls of `modes/batchnorm_train_step`."""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from flax.errors import ModifyScopeVariableError, TraceContextError
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.step import Step, plain_batch_norm, plain_dense
+from linen2nnx.suite.problem import JITTED, OP_BY_OP, Compare, Mistake, Problem
+from linen2nnx.suite.training import (
+    Training,
+    assert_same_state,
+    linen_loop,
+    nnx_loop,
+)
 from linen_impl.modes import batchnorm_train_step as linen
 from nnx_impl.modes import batchnorm_train_step as nnx_side
-from parity_tests import train_steps
-from parity_tests.entry_inputs import in_any_form
 
-EAGER = (5, 3, 3, 3, 0, False)  # few shapes: each op is compiled for each
-JITTED = (5, 33, 4, 1, 1, True)
-CASES = [EAGER, JITTED]  # rows, din, width, dout, seed, jit
-ENTRY_CASES = [(2, 1, 1, 1, 1), (5, 33, 4, 1, 8)]  # rows, din, width, dout, num_steps
-RATE = float(np.float32(0.1))  # of every test: a step is compiled for its rate
-
-# A TrainState with the `apply` of another module, if an equal one, is compiled again.
-one_module = functools.cache(linen.MLP)
+RATE = 1e-3
 
 
-@pytest.fixture(autouse=True)
-def _in_mode(strict, nnx_mode, monkeypatch):
-    train_step = train_steps.train_step_of_mode(nnx_mode, nnx_side)
-    monkeypatch.setattr(nnx_side, "train_step", train_step)
-    monkeypatch.setattr(nnx_side, "evaluate", evaluate_of_mode(nnx_mode))
-    monkeypatch.setattr(linen, "MLP", one_module)
+def mlp(din=3, width=3, dout=3, rows=5, train=True):
+    def create(rngs):
+        model = nnx_side.MLP(din, width, dout, rngs=rngs)
+        return model if train else nnx.view(model, use_running_average=True)
 
-
-@functools.cache
-def evaluate_of_mode(mode):
-    return nnx.jit(nnx_side.evaluate.__wrapped__)
-
-
-def create_model(din=3, width=3, dout=3, seed=0):
-    return nnx_side.MLP(din, width, dout, rngs=nnx.Rngs(seed))
-
-
-def pair(din=3, width=3, dout=3, seed=0):
-    module = linen.MLP(width, dout)
-    return module, *train_steps.random_pair(
-        module, lambda: create_model(din, width, dout), din, seed
+    return Pair(
+        linen.MLP(width, dout), create, [(rows, din)], linen_kwargs={"train": train}
     )
 
 
-def optimizers(module, variables, model):
-    return (
-        linen.create_optimizer(module, variables, linen.create_tx(RATE)),
-        nnx_side.create_optimizer(model, nnx_side.create_tx(RATE)),
-    )
+def train_state(pair):
+    return linen.create_optimizer(pair.linen, pair.variables, linen.create_tx(RATE))
 
 
-def batch(rows=5, din=3, dout=3, seed=0):
-    return next(train_steps.random_batches(rows, din, dout, seed))
+def create_optimizer(model):
+    return nnx_side.create_optimizer(model, nnx_side.create_tx(RATE))
 
 
-def loss_fn(model, x, y):
-    return jnp.mean((model(x) - y) ** 2)
+def plain_state(pair):
+    """Parameters, statistics and the trace of the momentum."""
+    params, stats = pair.variables["params"], pair.variables["batch_stats"]["norm"]
+    return params, (stats["mean"], stats["var"]), linen.create_tx(RATE).init(params)
 
 
-@pytest.mark.parametrize(
-    ("rows", "din", "width", "dout", "seed", "jit", "train"),
-    [(*EAGER, True), (*EAGER, False), (*JITTED, True)],
+def plain_step(state, x, y):
+    params, stats, trace = state
+
+    def loss_fn(params):
+        output = plain_dense(params["hidden"], x)
+        output, *updated = plain_batch_norm(params["norm"], *stats, output)
+        output = plain_dense(params["head"], jax.nn.relu(output))
+        return jnp.mean((output - y) ** 2), tuple(updated)
+
+    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, trace = linen.create_tx(RATE).update(grads, trace, params)
+    return (optax.apply_updates(params, updates), stats, trace), loss
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=mlp,
+    sizes=[(3, 3, 3), (33, 4, 1)],
+    runs=[OP_BY_OP, JITTED],
+    compared={
+        "train": Compare(optimizer=linen.create_tx(RATE)),
+        "evaluate": Compare(pair=partial(mlp, train=False), sizes=[(3, 3, 3)]),
+    },
+    training=Training(
+        state=train_state,
+        optimizer=create_optimizer,
+        linen=linen_loop(linen.train_step),
+        nnx=nnx_loop(nnx_side.train_step),
+    ),
+    cost=Step(
+        linen=linen.train_step.__wrapped__,
+        state=train_state,
+        nnx=nnx_side.train_step.__wrapped__,
+        optimizer=create_optimizer,
+        plain=plain_step,
+        plain_state=plain_state,
+        size=lambda layers: (32, 32, 32, 8),
+        limit_tolerance=parity.Tolerance(
+            "XLA fuses the sums of the plain step differently", rtol=1e-5
+        ),
+    ),
+    mistakes=[
+        Mistake(
+            "nnx",
+            f"{' ' * 8}return jnp.mean((model(x)",
+            f"{' ' * 8}return jnp.mean((nnx.view(model, use_running_average=True)(x)",
+            "training",
+        ),
+        Mistake(
+            "nnx",
+            "optimizer.update(model, grads)",
+            "optimizer.update(model, grads), model.norm(x)",
+            "training",
+        ),
+        Mistake(
+            "nnx",
+            "nnx.BatchNorm(width, rngs=rngs)",
+            "nnx.BatchNorm(width, momentum=0.9, rngs=rngs)",
+            "train",
+        ),
+        Mistake(
+            "nnx",
+            "use_running_average=True",
+            "use_running_average=False",
+            "test_evaluate",
+        ),
+        Mistake(
+            "nnx",
+            "rate, momentum=0.9",
+            "rate, momentum=0.9, nesterov=True",
+            "training",
+        ),
+        Mistake("linen", "grads=grads, **updates", "grads=grads", "training"),
+        Mistake(
+            "linen",
+            "use_running_average=not train",
+            "use_running_average=train",
+            "train",
+        ),
+        Mistake("linen", "nn.relu(x)", "nn.gelu(x)", "train"),
+    ],
 )
-def test_model(rows, din, width, dout, seed, jit, train):
-    module, variables, model = pair(din, width, dout, seed)
-    if not train:
-        model = nnx.view(model, use_running_average=True)
-    parity.assert_parity(
-        module,
-        variables,
-        model,
-        batch(rows, din, dout, seed)[0],
-        linen_kwargs={"train": train},
-        jit=jit,
-        optimizer=linen.create_tx(RATE),
-    )
+TestBatchNormTrainStep = problem.tests()
 
 
-@pytest.mark.parametrize(("rows", "din", "width", "dout", "seed", "jit"), CASES)
-def test_train_step(rows, din, width, dout, seed, jit):
-    module, variables, model = pair(din, width, dout, seed)
-    state, optimizer = optimizers(module, variables, model)
-    batches = train_steps.random_batches(rows, din, dout, seed)
-    state, losses = train_steps.assert_same_training(
-        linen, nnx_side, state, model, optimizer, batches, jit=jit
-    )
-    assert len(set(losses)) == len(losses)
-    x, y = next(batches)
+def batch():
+    return problem.training.batches(mlp())[0]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_evaluate(jit):
+    """The same loss, and nothing is changed."""
+    pair = mlp()
+    state, (model, optimizer) = train_state(pair), problem.training.trained(pair)
+    evaluate = nnx.jit(nnx_side.evaluate.__wrapped__)
     with jax.disable_jit(not jit):
-        loss = linen.evaluate(state, x, y)
-        parity.assert_equal(loss, nnx_side.evaluate(model, x, y))
-        train_steps.assert_same_state(state, model, optimizer)
+        loss = linen.evaluate(state, *batch())
+        parity.assert_equal(loss, evaluate(model, *batch()))
+    assert_same_state(state, model, optimizer)
     assert not model.norm.use_running_average
 
 
-@jax.jit
-@functools.partial(jax.value_and_grad, has_aux=True)
-def plain_loss(params, x, y):
-    z = jnp.dot(x, params["hidden"]["kernel"]) + params["hidden"]["bias"][None]
-    mean, var = z.mean(0), z.var(0)
-    z = (z - mean[None]) / jnp.sqrt(var[None] + 1e-5)
-    z = z * params["norm"]["scale"][None] + params["norm"]["bias"][None]
-    z = jnp.dot(jnp.where(z > 0, z, 0), params["head"]["kernel"])
-    loss = jnp.mean((z + params["head"]["bias"][None] - y) ** 2)
-    return loss, {"mean": mean, "var": var}
-
-
-def plain_losses(params, stats, x, y, num_steps):
-    """BatchNorm, SGD and momentum by their formulas, in numpy."""
-    params, stats = jax.tree.map(np.asarray, (params, stats))
-    trace, losses = jax.tree.map(np.zeros_like, params), []
-    for _ in range(num_steps):
-        (loss, new), grads = jax.tree.map(np.asarray, plain_loss(params, x, y))
-        losses.append(loss)
-        stats = jax.tree.map(lambda old, new: 0.99 * old + 0.01 * new, stats, new)
-        trace = jax.tree.map(lambda t, g: g + 0.9 * t, trace, grads)
-        params = jax.tree.map(lambda p, t: p - RATE * t, params, trace)
-    return np.stack(losses), stats
-
-
-@pytest.mark.parametrize(("rows", "din", "width", "dout", "num_steps"), ENTRY_CASES)
-def test_batchnorm_losses(rows, din, width, dout, num_steps, nnx_mode):
-    rng = np.random.default_rng([rows, nnx_mode == "tree"])
-    target = train_steps.batch_shapes(linen.MLP(width, dout), din)
-    for _ in range(8):
-        seed = rng.integers(0, 2**31)
-        x = rng.standard_normal((rows, din)) * 10.0 ** rng.integers(0, 3)
-        x = x.astype(rng.choice([np.float32, np.float64, np.int32]))
-        y = rng.standard_normal((rows, dout))
-        numbers = (in_any_form(rng, n) for n in (width, num_steps))
-        arguments = in_any_form(rng, seed), x, y, *numbers, np.float32(RATE)
-        model = create_model(din, width, dout, int(seed))
-        variables = mapping.to_linen(model, target)
-
-        losses = nnx_side.batchnorm_losses(*arguments)
-
-        parity.assert_equal(
-            linen.batchnorm_losses(*arguments, variables=variables), losses
-        )
-        plain, _ = plain_losses(
-            variables["params"],
-            variables["batch_stats"]["norm"],
-            x.astype(np.float32),
-            y.astype(np.float32),
-            num_steps,
-        )
-        np.testing.assert_allclose(losses, plain, rtol=1e-4)  # of 8 steps
-
-
 def test_the_statistics_are_those_of_the_formula():
-    _, variables, model = pair(33, 4, 1)
-    x, y = batch(5, 33, 1)
-    optimizer = nnx_side.create_optimizer(model, nnx_side.create_tx(RATE))
-    loss = nnx_side.train_step(model, optimizer, x, y)
-    params, stats = variables["params"], variables["batch_stats"]["norm"]
-    losses, stats = plain_losses(params, stats, x, y, 1)
-    np.testing.assert_allclose(loss, losses[0], rtol=1e-5)  # float32, another order
-    np.testing.assert_allclose(model.norm.mean[...], stats["mean"], rtol=1e-5)
-    np.testing.assert_allclose(model.norm.var[...], stats["var"], rtol=1e-5)
+    pair = mlp()
+    model, optimizer = problem.training.trained(pair)
+    x, y = batch()
+    hidden = np.asarray(model.hidden(x))
+    old = nnx.to_pure_dict(nnx.state(model.norm, nnx.BatchStat))
+    problem.training.nnx(model, optimizer, [(x, y)])
+    for name, new in ("mean", hidden.mean(0)), ("var", hidden.var(0)):
+        np.testing.assert_allclose(
+            getattr(model.norm, name)[...],
+            0.99 * np.asarray(old[name]) + 0.01 * new,
+            rtol=1e-5,  # float32, another order
+        )
 
 
 @pytest.mark.parametrize("side", [linen, nnx_side])
@@ -171,13 +174,8 @@ def test_a_learning_rate_has_one_transformation(side):
     assert side.create_tx(0.5) is side.create_tx(0.5)
 
 
-def test_linen_entry_from_its_own_seed():
-    x, y = batch(2, 1, 1)
-    variables = linen.MLP(1, 1).init(jax.random.key(7), x)
-    parity.assert_equal(
-        linen.batchnorm_losses(7, x, y, 1, 1, RATE, variables=variables),
-        linen.batchnorm_losses(7, x, y, 1, 1, RATE),
-    )
+def loss_fn(model, x, y):
+    return jnp.mean((model(x) - y) ** 2)
 
 
 def test_pitfall_a_new_model_is_in_train_mode():
@@ -186,7 +184,7 @@ def test_pitfall_a_new_model_is_in_train_mode():
     A call for a prediction updates the statistics. Linen asks for the mode. Predict
     with `nnx.view(model, use_running_average=True)`.
     """
-    model = create_model()
+    model = mlp().model
     before = model.norm.mean[...]
     model(batch()[0])
     assert (model.norm.mean[...] != before).any()
@@ -198,7 +196,7 @@ def test_pitfall_jax_jit_loses_the_statistics():
     `jax.jit` takes the model as a pytree, updates a copy of the statistics and drops
     it. Use `nnx.jit`.
     """
-    model = create_model()
+    model = mlp().model
     before = model.norm.mean[...]
     jax.jit(lambda model, x: model(x))(model, batch()[0])
     parity.assert_equal(before, model.norm.mean[...])
@@ -209,7 +207,7 @@ def test_pitfall_closing_over_the_model_raises():
 
     The jitted function closes over the model. Make the model an argument.
     """
-    model = create_model()
+    model = mlp().model
     for transform in (jax.jit, nnx.jit):
         with pytest.raises(TraceContextError, match="Cannot mutate BatchStat from a"):
             transform(lambda x: model(x))(batch()[0])
@@ -221,7 +219,7 @@ def test_pitfall_jax_grad_raises():
     With `rest` as an argument too, `jax.grad` raises `TraceContextError: Cannot mutate
     BatchStat from a different trace level`. `nnx.grad` carries the updates out.
     """
-    model, (x, y) = create_model(), batch()
+    model, (x, y) = mlp().model, batch()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def split_loss(params, rest):
@@ -238,7 +236,7 @@ def test_pitfall_rest_must_be_an_argument():
     A loss that closes over `rest` raises `TraceContextError: Cannot mutate BatchStat
     from a different trace level`.
     """
-    model, (x, y) = create_model(), batch()
+    model, (x, y) = mlp().model, batch()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     with pytest.raises(TraceContextError, match="Cannot mutate BatchStat from a"):
         nnx.grad(lambda params: loss_fn(nnx.merge(graphdef, params, rest), x, y))(
@@ -254,7 +252,7 @@ def test_pitfall_in_tree_mode_statistics_and_keys_are_differentiated(nnx_mode):
     `TypeError: grad requires real- or complex-valued inputs`, because RNG state has no
     gradient. The split above works in both modes.
     """
-    model, (x, y) = create_model(), batch()
+    model, (x, y) = mlp().model, batch()
     grads = nnx.grad(loss_fn)(model, x, y)
     assert len(jax.tree.leaves(grads)) == (6 if nnx_mode == "graph" else 8)
     model.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
@@ -270,12 +268,12 @@ def test_pitfall_diff_state_is_of_graph_mode(nnx_mode):
 
     `DiffState(0, nnx.Param)` as `argnums` of `nnx.grad` is of graph mode only.
     """
-    grad = functools.partial(nnx.grad, argnums=nnx.DiffState(0, nnx.Param))
+    grad = partial(nnx.grad, argnums=nnx.DiffState(0, nnx.Param))
     if nnx_mode == "graph":
-        assert len(jax.tree.leaves(grad(loss_fn)(create_model(), *batch()))) == 6
+        assert len(jax.tree.leaves(grad(loss_fn)(mlp().model, *batch()))) == 6
     else:
         with pytest.raises(ValueError, match="`argnums` cannot contain `DiffState`"):
-            grad(loss_fn)(create_model(), *batch())
+            grad(loss_fn)(mlp().model, *batch())
 
 
 def test_pitfall_eval_inside_jit_stays_in_graph_mode(nnx_mode):
@@ -285,7 +283,7 @@ def test_pitfall_eval_inside_jit_stays_in_graph_mode(nnx_mode):
     evaluates from then on and its statistics stand still. In tree mode it is not. Use a
     view.
     """
-    model = create_model()
+    model = mlp().model
 
     @nnx.jit
     def evaluate(model, x):
@@ -304,9 +302,9 @@ def test_pitfall_linen_without_mutable_raises():
 
     Linen's `apply` in train mode without `mutable=["batch_stats"]`.
     """
-    module, variables, _ = pair()
+    pair = mlp()
     with pytest.raises(ModifyScopeVariableError, match="Cannot update variable"):
-        module.apply(variables, batch()[0], train=True)
+        pair.linen.apply(pair.variables, batch()[0], train=True)
 
 
 def test_pitfall_linen_updates_that_are_not_kept_are_lost():
@@ -314,8 +312,7 @@ def test_pitfall_linen_updates_that_are_not_kept_are_lost():
 
     `state.apply_gradients(grads=grads)` without the new statistics keeps the old ones.
     """
-    module, variables, _ = pair()
-    state = linen.create_optimizer(module, variables, linen.create_tx(RATE))
+    state = train_state(mlp())
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     forgetful = state.apply_gradients(grads=zeros)  # no batch_stats=
     parity.assert_equal(state.batch_stats, forgetful.batch_stats)
@@ -355,11 +352,10 @@ def test_pitfall_a_batch_of_one_row_is_normalised_to_nothing():
     Its variance is zero. In train mode the output is the same for every input, and the
     layers before get no gradient.
     """
-    _, _, model = pair()
-    outputs = [model(batch(1, seed=seed)[0]) for seed in (1, 2)]
-    parity.assert_equal(*outputs)
-    one_row = batch(1)
-    grads = nnx.state(nnx.grad(loss_fn)(model, *one_row), nnx.Param)
+    pair = mlp(rows=1)
+    model, batches = pair.model, problem.training.batches(pair)
+    parity.assert_equal(*[model(x) for x, _ in batches[:2]])
+    grads = nnx.state(nnx.grad(loss_fn)(model, *batches[0]), nnx.Param)
     assert not grads["hidden"]["kernel"][...].any()
 
 
@@ -369,15 +365,14 @@ def test_pitfall_bfloat16_params_give_float32_outputs():
     Where params and input are bfloat16 and the statistics float32, `nnx.BatchNorm`
     returns float32, and Linen's returns bfloat16.
     """
-    module, variables, model = pair()
-    to_bfloat16 = functools.partial(
-        jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16)
-    )
+    pair = mlp()
+    variables, model = pair.variables, pair.model
+    to_bfloat16 = partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16))
     params = to_bfloat16(variables["params"])
     nnx.update(model, to_bfloat16(nnx.state(model, nnx.Param)))
     model = nnx.view(model, use_running_average=True)
     x = batch()[0].astype(jnp.bfloat16)
-    apply = functools.partial(module.apply, train=False)
+    apply = partial(pair.linen.apply, train=False)
     with jax.numpy_dtype_promotion("standard"):
         output = jax.eval_shape(apply, {**variables, "params": params}, x)
         assert output.dtype == jnp.bfloat16
