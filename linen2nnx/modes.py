@@ -21,3 +21,12 @@ def in_mode(mode: Mode | None) -> AbstractContextManager[Any]:
     if mode == "graph" and not hasattr(nnx, "set_graph_mode"):
         return nullcontext()
     return nnx.set_graph_mode(mode == "graph")
+
+
+def current_mode() -> Mode:
+    """The mode that nnx is in; before flax 0.12.6 that is graph mode."""
+    from flax import nnx
+
+    if not hasattr(nnx, "set_graph_mode"):
+        return "graph"
+    return "graph" if nnx.set_graph_mode.current_value() else "tree"

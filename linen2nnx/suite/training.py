@@ -1,6 +1,7 @@
 """How a problem trains on both sides, and that all that training keeps is the same."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from linen2nnx import mapping
-from linen2nnx.modes import Mode
+from linen2nnx.modes import Mode, current_mode
 from linen2nnx.parity import randomness
 from linen2nnx.parity.differences import Tolerance
 from linen2nnx.parity.equal import assert_equal
@@ -123,11 +124,15 @@ def nnx_loop(step: Callable[..., Any]) -> Callable[..., Any]:
     """Training by a step under `nnx.jit`, `(model, optimizer, x, y) -> loss`.
 
     `nnx.jit` takes the mode in which it decorates, not that of the call, so that the
-    step is decorated anew.
+    step is decorated once in each mode.
     """
 
+    @functools.cache
+    def decorated(mode: Mode) -> Callable[..., jax.Array]:
+        return nnx.jit(step.__wrapped__)  # type: ignore[attr-defined]
+
     def train(model: Any, optimizer: Any, batches: Sequence[Batch]) -> jax.Array:
-        in_mode = nnx.jit(step.__wrapped__)  # type: ignore[attr-defined]
+        in_mode = decorated(current_mode())
         return jnp.stack([in_mode(model, optimizer, x, y) for x, y in batches])
 
     return train
