@@ -1,4 +1,8 @@
+"""Parity, cost and pitfalls of `training/adam_optimizer`."""
+
+import dataclasses
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,148 +12,202 @@ import pytest
 from flax import nnx
 from flax.errors import TraceContextError
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.step import Step, plain_dense
+from linen2nnx.suite.problem import Compare, Mistake, Problem
+from linen2nnx.suite.training import (
+    Training,
+    assert_same_state,
+    linen_loop,
+    nnx_loop,
+)
 from linen_impl.training import adam_optimizer as linen
 from nnx_impl.training import adam_optimizer as nnx_side
-from parity_tests import train_steps
-from parity_tests.entry_inputs import in_any_form
 
-CASES = [  # rows, din, num_layers, features, seed, dtype, jit
-    (5, 3, 2, 3, 0, jnp.float32, False),  # few shapes: each op is compiled for each
-    (1, 33, 2, 1, 1, jnp.bfloat16, True),
-]
-DEEP = (5, 3, 12, 3, 3, jnp.float32, False)
-ENTRY_CASES = [(1, 1, 1, 1, 1), (5, 3, 2, 3, 12)]  # ... and steps
-SCHEDULE = float(np.float32(0.1)), 12  # of every test: a step is compiled for it
+SCHEDULE = 0.1, 12  # the first step is at rate zero, the second at the peak
+DEEP = 3, 12, 5  # of a width at which no layer is dead
 CLIPPING_ROUNDS = parity.Tolerance(
     "the clip norm adds the leaves in another order", rtol=1e-5, atol=1e-7
 )
-
+# As in the problem, but for a norm that nothing reaches: past ten layers, what is
+# clipped differs in the last bits, as the page says.
+COST_TX = optax.chain(
+    optax.clip_by_global_norm(1e6),
+    optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 1_000_000)),
+)
 
 # A TrainState with the `apply` of another module, if an equal one, is compiled again.
 one_module = functools.cache(linen.MLP)
 
 
+def mlp(din=3, num_layers=2, features=5, rows=5):
+    return Pair(
+        one_module(num_layers, features),
+        partial(nnx_side.MLP, din, num_layers, features),
+        [(rows, din)],
+    )
+
+
+def train_state(pair):
+    params, tx = pair.variables["params"], linen.create_tx(*SCHEDULE)
+    return linen.create_optimizer(pair.linen, params, tx)
+
+
+def create_optimizer(model):
+    return nnx_side.create_optimizer(model, nnx_side.create_tx(*SCHEDULE))
+
+
+def plain_state(pair):
+    params = pair.variables["params"]
+    params = [params[f"layers_{i}"] for i in range(len(params))]
+    return params, COST_TX.init(params)
+
+
+def plain_step(state, x, y):
+    params, opt_state = state
+
+    def loss_fn(params):
+        output = x
+        for i, layer in enumerate(params):
+            output = plain_dense(layer, jax.nn.relu(output) if i else output)
+        return jnp.mean((output - y) ** 2)
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = COST_TX.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+
+# Without a warm-up, so that the first step counts.
+FROM_THE_PEAK = linen.create_tx(0.1, 5)
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=mlp,
+    sizes=[(3, 2, 5, 5), (33, 2, 1, 1)],
+    compared={
+        "model": Compare(optimizer=FROM_THE_PEAK),
+        "twelve_layers": Compare(
+            sizes=[DEEP],
+            optimizer=FROM_THE_PEAK,
+            tolerance={"optimizer step": CLIPPING_ROUNDS},
+        ),
+    },
+    training=Training(
+        state=train_state,
+        optimizer=create_optimizer,
+        linen=linen_loop(linen.train_step),
+        nnx=nnx_loop(nnx_side.train_step),
+    ),
+    cost=Step(
+        linen=linen.train_step.__wrapped__,
+        state=lambda pair: linen.create_optimizer(
+            pair.linen, pair.variables["params"], COST_TX
+        ),
+        nnx=nnx_side.train_step.__wrapped__,
+        optimizer=lambda model: nnx_side.create_optimizer(model, COST_TX),
+        plain=plain_step,
+        plain_state=plain_state,
+        size=lambda layers: (32, layers, 32, 8),
+        layers=[1, 4, 16],
+    ),
+    mistakes=[
+        Mistake("nnx", "nnx.relu(x) if i else x", "x", "training"),
+        Mistake(
+            "nnx",
+            "optax.clip_by_global_norm(1.0)",
+            "optax.clip_by_global_norm(0.5)",
+            "training",
+        ),
+        Mistake("nnx", "num_steps // 10", "num_steps // 5", "training"),
+        Mistake(
+            "nnx", "len(model.layers) - 1", "len(model.layers) - 2", "test_last_layer"
+        ),
+        Mistake(
+            "nnx", "(adam.mu, adam.nu)", "(adam.nu, adam.mu)", "test_load_opt_state"
+        ),
+        Mistake(
+            "nnx",
+            "schedule.count[...] = old_schedule.count",
+            "pass",
+            "test_load_opt_state",
+        ),
+        Mistake(
+            "linen", "(prediction - y) ** 2", "jnp.abs(prediction - y)", "training"
+        ),
+        Mistake("linen", "False: optax.set_to_zero()", "False: tx", "test_last_layer"),
+        Mistake(
+            "linen",
+            "step=step, opt_state=opt_state",
+            "step=step",
+            "test_load_opt_state",
+        ),
+    ],
+)
+TestAdamOptimizer = problem.tests()
+training = problem.training
+
+
 @pytest.fixture(autouse=True)
-def _in_mode(strict, nnx_mode, monkeypatch):
-    """Nor is JAX at its strictest: optax raises a float to an integer power."""
-    train_step = train_steps.train_step_of_mode(nnx_mode, nnx_side)
-    monkeypatch.setattr(nnx_side, "train_step", train_step)
-    monkeypatch.setattr(linen, "MLP", one_module)
+def _promotion(strict):
+    """JAX not at its strictest: optax raises a float to an integer power."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
-def create_model(din=3, num_layers=2, features=3, seed=0):
-    return nnx_side.MLP(din, num_layers, features, rngs=nnx.Rngs(seed))
+def batch(*size):
+    return training.batches(mlp(*size))[0]
 
 
-def pair(din, num_layers, features, seed=0, dtype=jnp.float32, scale=1.0):
-    module = linen.MLP(num_layers, features)
-    variables, model = train_steps.random_pair(
-        module, lambda: create_model(din, num_layers, features), din, seed, dtype
+def resumed():
+    """Both sides with Linen's optimizer state, of params that give small gradients."""
+    pair, rng = mlp(*DEEP), np.random.default_rng(0)
+    small = jax.tree.map(lambda leaf: 0.1 * leaf, pair.variables)
+    pair = dataclasses.replace(pair, checkpoint=small)
+    model, optimizer = training.trained(pair)
+    state = train_state(pair)
+    opt_state = jax.tree.map(
+        lambda leaf: rng.uniform(1, 9, leaf.shape).astype(leaf.dtype), state.opt_state
     )
-    variables = jax.tree.map(lambda leaf: leaf * scale, variables)
-    return module, variables, mapping.to_nnx(variables, model)
-
-
-def optimizers(module, variables, model):
-    """Of 12 steps the first is at rate zero and the second at the peak."""
-    tx = linen.create_tx(*SCHEDULE), nnx_side.create_tx(*SCHEDULE)
-    return (
-        linen.create_optimizer(module, variables["params"], tx[0]),
-        nnx_side.create_optimizer(model, tx[1]),
-    )
-
-
-def last_layer_optimizers(module, variables, model):
-    tx = linen.create_tx(*SCHEDULE), nnx_side.create_tx(*SCHEDULE)
-    return (
-        linen.create_last_layer_optimizer(module, variables["params"], tx[0]),
-        nnx_side.create_last_layer_optimizer(model, tx[1]),
-    )
-
-
-def batches(rows, din, features, seed=0, dtype=jnp.float32, scale=1.0):
-    for x, y in train_steps.random_batches(rows, din, features, seed, dtype):
-        yield x, y * scale
-
-
-@pytest.mark.parametrize(
-    ("rows", "din", "num_layers", "features", "seed", "dtype", "jit"), [*CASES, DEEP]
-)
-def test_model(rows, din, num_layers, features, seed, dtype, jit):
-    module, variables, model = pair(din, num_layers, features, seed, dtype)
-    x, _ = next(batches(rows, din, features, seed, dtype))
-    tx = linen.create_tx(0.1, 5)  # without a warm-up, so that the first step counts
-    parity.assert_parity(
-        module,
-        variables,
-        model,
-        x,
-        jit=jit,
-        optimizer=tx,
-        tolerance={"optimizer step": CLIPPING_ROUNDS} if num_layers > 10 else None,
-    )
-
-
-@pytest.mark.parametrize(
-    ("rows", "din", "num_layers", "features", "seed", "dtype", "jit"), CASES
-)
-def test_train_step(rows, din, num_layers, features, seed, dtype, jit):
-    module, variables, model = pair(din, num_layers, features, seed, dtype)
-    state, optimizer = optimizers(module, variables, model)
-    random_batches = batches(rows, din, features, seed, dtype)
-    _, losses = train_steps.assert_same_training(
-        linen, nnx_side, state, model, optimizer, random_batches, jit=jit
-    )
-    assert len(set(losses)) == len(losses)
+    nnx_side.load_opt_state(optimizer, 5, opt_state)
+    return linen.load_opt_state(state, 5, opt_state), model, optimizer
 
 
 def test_load_opt_state():
-    """Linen trains, nnx resumes; past ten layers, with gradients too small to clip."""
-    rows, din, num_layers, features, seed, dtype, _ = DEEP
-    module, variables, model = pair(din, num_layers, features, seed, dtype, scale=0.1)
-    start = optimizers(module, variables, model)
-    small = batches(rows, din, features, seed, dtype, scale=0.1)
-    arguments = linen, nnx_side
-    state, _ = train_steps.assert_same_training(
-        *arguments, start[0], model, start[1], small, steps=3
-    )
+    state, model, optimizer = resumed()
+    assert_same_state(state, model, optimizer)
+    assert (int(optimizer.step[...]), optimizer.step.dtype) == (5, jnp.uint32)
 
-    checkpoint = jax.tree.map(np.asarray, state)
-    variables = {"params": checkpoint.params}
-    resumed = mapping.to_nnx(variables, create_model(din, num_layers, features))
-    fresh, optimizer = optimizers(module, variables, resumed)
-    saved = int(checkpoint.step), checkpoint.opt_state
-    loaded = linen.load_opt_state(fresh, *saved)
-    nnx_side.load_opt_state(optimizer, *saved)
 
-    train_steps.assert_same_state(loaded, resumed, optimizer)
-    train_steps.assert_same_training(
-        *arguments, loaded, resumed, optimizer, small, steps=2
-    )
-    assert optimizer.step.dtype == jnp.uint32
+def test_training_goes_on():
+    """Past ten layers too, where nothing is clipped."""
+    state, model, optimizer = resumed()
+    batches = [(x, 0.1 * y) for x, y in training.batches(mlp(*DEEP))]
+    state, losses = training.linen(state, batches)
+    parity.assert_equal(losses, training.nnx(model, optimizer, batches))
+    assert_same_state(state, model, optimizer)
 
 
 def test_last_layer():
-    module, variables, model = pair(3, 2, 3)
-    state, optimizer = last_layer_optimizers(module, variables, model)
-    random_batches = batches(5, 3, 3)
-    for _ in range(4):
-        x, y = next(random_batches)
-        state, loss = linen.train_step(state, x, y)
-        parity.assert_equal(loss, nnx_side.train_step(model, optimizer, x, y))
-        ours = mapping.to_linen(model, variables)["params"]
-        parity.assert_equal(state.params, ours, check="state after a step")
-        parity.assert_equal(
-            jax.tree.leaves(state.opt_state),
-            jax.tree.leaves(optimizer.opt_state),
-            check="optimizer state after a step",
-        )
+    pair = mlp()
+    params, tx = pair.variables["params"], linen.create_tx(*SCHEDULE)
+    state = linen.create_last_layer_optimizer(pair.linen, params, tx)
+    model, tx = pair.model, nnx_side.create_tx(*SCHEDULE)
+    optimizer = nnx_side.create_last_layer_optimizer(model, tx)
+    batches = training.batches(pair)
+    state, losses = training.linen(state, batches)
+    parity.assert_equal(losses, training.nnx(model, optimizer, batches))
+    parity.assert_equal(
+        state.params, pair.variables_of(model)["params"], check="state after a step"
+    )
+    parity.assert_equal(
+        jax.tree.leaves(state.opt_state),
+        jax.tree.leaves(optimizer.opt_state),
+        check="optimizer state after a step",
+    )
     trained = [
         name
-        for name, layer in variables["params"].items()
+        for name, layer in params.items()
         if not np.array_equal(layer["kernel"], state.params[name]["kernel"])
     ]
     assert trained == ["layers_1"]
@@ -165,82 +223,6 @@ def test_the_warm_up_takes_a_tenth_of_the_steps(side):
     assert np.argmax(-updates) == 5
 
 
-@jax.jit
-@jax.value_and_grad
-def plain_loss(layers, x, y):
-    for i, (kernel, bias) in enumerate(layers):
-        x = jnp.where(x > 0, x, 0) if i else x  # maximum has slope 1/2 at zero
-        x = jnp.dot(x, kernel) + bias[None]
-    return jnp.mean((x - y) ** 2)
-
-
-def plain_losses(layers, x, y, num_steps, peak):
-    """Adam, the clipping and the schedule by their formulas, in numpy."""
-    leaves, treedef = jax.tree.flatten(layers)
-    moments = [(np.zeros(leaf.shape), np.zeros(leaf.shape)) for leaf in leaves]
-    warmup, losses = num_steps // 10, []
-    for t in range(num_steps):
-        loss, grads = plain_loss(jax.tree.unflatten(treedef, leaves), x, y)
-        losses.append(loss)
-        grads = [np.asarray(grad, float) for grad in jax.tree.leaves(grads)]
-        norm = sum((grad**2).sum() for grad in grads) ** 0.5
-        grads = [grad / max(norm, 1) for grad in grads]
-        moments = [
-            (0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2)
-            for (m, v), g in zip(moments, grads)
-        ]
-        cosine = (1 + np.cos(np.pi * (t - warmup) / (num_steps - warmup))) / 2
-        rate = peak * (t / warmup if t < warmup else cosine)
-        scales = 1 - 0.9 ** (t + 1), 1 - 0.999 ** (t + 1)
-        leaves = [
-            np.float32(leaf - rate * m / scales[0] / ((v / scales[1]) ** 0.5 + 1e-8))
-            for leaf, (m, v) in zip(leaves, moments)
-        ]
-    return np.stack(losses)
-
-
-@pytest.mark.parametrize(
-    ("rows", "din", "num_layers", "features", "num_steps"), ENTRY_CASES
-)
-def test_adam_losses(rows, din, num_layers, features, num_steps, nnx_mode):
-    rng = np.random.default_rng([rows, nnx_mode == "tree"])
-    module = linen.MLP(num_layers, features)
-    target = train_steps.batch_shapes(module, din)
-    for _ in range(8):
-        seed = rng.integers(0, 2**31)
-        x = rng.standard_normal((rows, din)) * 10.0 ** rng.integers(-2, 2)
-        x = x.astype(rng.choice([np.float32, np.float64, np.int32]))
-        y = rng.standard_normal((rows, features)) * 10.0 ** rng.integers(-1, 2)
-        numbers = (in_any_form(rng, n) for n in (num_layers, num_steps))
-        arguments = in_any_form(rng, seed), x, y, *numbers, np.float32(SCHEDULE[0])
-        model = create_model(din, num_layers, features, int(seed))
-        variables = mapping.to_linen(model, target)
-
-        losses = nnx_side.adam_losses(*arguments)
-
-        parity.assert_equal(linen.adam_losses(*arguments, variables=variables), losses)
-        plain = plain_losses(
-            [
-                (np.asarray(layer.kernel), np.asarray(layer.bias))
-                for layer in model.layers
-            ],
-            x.astype(np.float32),
-            y.astype(np.float32),
-            num_steps,
-            SCHEDULE[0],
-        )
-        np.testing.assert_allclose(losses, plain, rtol=1e-3)  # float32 through 12 steps
-
-
-def test_linen_entry_from_its_own_seed():
-    x, y = next(batches(1, 1, 1))
-    variables = linen.MLP(1, 1).init(jax.random.key(7), x)
-    parity.assert_equal(
-        linen.adam_losses(7, x, y, 1, 1, 0.1, variables=variables),
-        linen.adam_losses(7, x, y, 1, 1, 0.1),
-    )
-
-
 def test_pitfall_wrt_is_required():
     """`` TypeError: Missing required argument `wrt`. ``
 
@@ -248,7 +230,7 @@ def test_pitfall_wrt_is_required():
     position. Write `wrt=nnx.Param`.
     """
     with pytest.raises(TypeError, match="Missing required argument `wrt`"):
-        nnx.Optimizer(create_model(), optax.adam(0.1))
+        nnx.Optimizer(mlp().model, optax.adam(0.1))
 
 
 def test_pitfall_update_takes_the_model_too():
@@ -257,7 +239,7 @@ def test_pitfall_update_takes_the_model_too():
     `optimizer.update(grads)` was the call before flax 0.11. It is now
     `optimizer.update(model, grads)`.
     """
-    model = create_model()
+    model = mlp().model
     optimizer = nnx_side.create_optimizer(model, optax.adam(0.1))
     with pytest.raises(TypeError, match="Missing required argument `grads`"):
         optimizer.update(nnx.state(model, nnx.Param))
@@ -268,7 +250,7 @@ def test_pitfall_the_optimizer_holds_no_model():
 
     The optimizer no longer holds the model. Pass both to the step.
     """
-    optimizer = nnx_side.create_optimizer(create_model(), optax.adam(0.1))
+    optimizer = nnx_side.create_optimizer(mlp().model, optax.adam(0.1))
     with pytest.raises(AttributeError, match="does not have attribute 'model'"):
         _ = optimizer.model
 
@@ -279,11 +261,9 @@ def test_pitfall_the_step_is_unsigned():
     `optimizer.step[...] - 10` after one step is 4294967287, where the int32 of
     `TrainState` gives -9. Compare steps instead of subtracting them.
     """
-    module, variables, model = pair(3, 2, 3)
-    state, optimizer = optimizers(module, variables, model)
-    x, y = next(batches(5, 3, 3))
-    state, _ = linen.train_step(state, x, y)
-    nnx_side.train_step(model, optimizer, x, y)
+    state, (model, optimizer) = train_state(mlp()), training.trained(mlp())
+    state, _ = training.linen(state, [batch()])
+    training.nnx(model, optimizer, [batch()])
     assert (state.step.dtype, optimizer.step.dtype) == (jnp.int32, jnp.uint32)
     assert (int(state.step - 10), int(optimizer.step[...] - 10)) == (-9, 2**32 - 9)
 
@@ -295,11 +275,10 @@ def test_pitfall_the_schedule_does_not_follow_the_step():
     else, the next update is still that of step 0, here at learning rate zero. Load the
     optax state, as above.
     """
-    model = create_model()
-    optimizer = nnx_side.create_optimizer(model, nnx_side.create_tx(*SCHEDULE))
+    model, optimizer = training.trained(mlp())
     optimizer.step[...] = 10
     kernel = model.layers[0].kernel[...]
-    nnx_side.train_step(model, optimizer, *next(batches(5, 3, 3)))
+    training.nnx(model, optimizer, [batch()])
     parity.assert_equal(kernel, model.layers[0].kernel[...])  # rate zero: step 0
     _, (_, schedule) = optimizer.opt_state
     assert (int(schedule.count[...]), int(optimizer.step[...])) == (1, 11)
@@ -312,11 +291,10 @@ def test_pitfall_a_layer_of_another_shape_fails_at_the_next_update():
     is checked until the next update, where the old moments meet the new gradients.
     Replace layers first, then make the optimizer.
     """
-    model = create_model()
-    optimizer = nnx_side.create_optimizer(model, nnx_side.create_tx(*SCHEDULE))
-    model.layers[-1] = nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+    model, optimizer = training.trained(mlp())
+    model.layers[-1] = nnx.Linear(5, 2, rngs=nnx.Rngs(1))
     with pytest.raises(TypeError, match="add got incompatible shapes for broadcasting"):
-        nnx_side.train_step(model, optimizer, *next(batches(5, 3, 2)))
+        training.nnx(model, optimizer, [batch(3, 2, 2)])
 
 
 def test_pitfall_a_layer_of_the_same_shape_takes_over_the_moments():
@@ -325,19 +303,18 @@ def test_pitfall_a_layer_of_the_same_shape_takes_over_the_moments():
     The optimizer knows a Param by its path. A layer that replaces another one is moved
     by the gradients of the old one, at first.
     """
-    model = create_model()
-    optimizer = nnx_side.create_optimizer(model, nnx_side.create_tx(*SCHEDULE))
-    nnx_side.train_step(model, optimizer, *next(batches(5, 3, 3)))
-    model.layers[-1] = nnx.Linear(3, 3, rngs=nnx.Rngs(1))
+    model = mlp().model_from(0)  # its biases are zero
+    optimizer = create_optimizer(model)
+    training.nnx(model, optimizer, [batch()])
+    model.layers[-1] = nnx.Linear(5, 5, rngs=nnx.Rngs(1))
     _, (adam, _) = optimizer.opt_state
     moment = adam.mu["layers"][1]["kernel"][...]
     assert moment.any()
-    zero = jnp.zeros((5, 3))
-    model.layers[-1].bias[...] = jnp.zeros(3)
-    nnx_side.train_step(model, optimizer, zero, zero)  # the loss and gradients are zero
+    zero = (jnp.zeros((5, 3)), jnp.zeros((5, 5)))
+    training.nnx(model, optimizer, [zero])  # loss and gradients are zero
     parity.assert_equal(0.9 * moment, adam.mu["layers"][1]["kernel"][...])
     assert (
-        model.layers[-1].kernel[...] != nnx.Linear(3, 3, rngs=nnx.Rngs(1)).kernel
+        model.layers[-1].kernel[...] != nnx.Linear(5, 5, rngs=nnx.Rngs(1)).kernel
     ).any()
 
 
@@ -348,7 +325,7 @@ def test_pitfall_in_tree_mode_the_gradients_are_a_module(nnx_mode):
     mode they are an `nnx.State`. `nnx.state(grads, nnx.Param)` is one in both modes,
     and `optimizer.update` takes either.
     """
-    model = create_model()
+    model = mlp().model
     grads = nnx.grad(lambda model: model(jnp.ones((5, 3))).sum())(model)
     assert isinstance(nnx.state(grads, nnx.Param), nnx.State)  # in both modes
     if nnx_mode == "graph":
@@ -364,11 +341,11 @@ def test_pitfall_jax_jit_trains_nothing():
     `jax.jit` takes model and optimizer as pytrees, updates copies of them and drops
     them. The loss is right and never falls. Use `nnx.jit`, or return both.
     """
-    model = create_model()
+    model = mlp().model
     optimizer = nnx_side.create_optimizer(model, optax.adam(0.1))
     before = jax.tree.map(jnp.copy, nnx.state(model))
     train_step = jax.jit(nnx_side.train_step.__wrapped__)
-    assert train_step(model, optimizer, *next(batches(5, 3, 3))) > 0
+    assert train_step(model, optimizer, *batch()) > 0
     parity.assert_equal(before, nnx.state(model))
     assert optimizer.step[...] == 0
 
@@ -378,7 +355,7 @@ def test_pitfall_an_optimizer_that_is_closed_over_cannot_be_updated():
 
     The step closes over the optimizer. Make it an argument.
     """
-    model = create_model()
+    model = mlp().model
     optimizer = nnx_side.create_optimizer(model, optax.adam(0.1))
 
     @nnx.jit
@@ -386,7 +363,7 @@ def test_pitfall_an_optimizer_that_is_closed_over_cannot_be_updated():
         return nnx_side.train_step.__wrapped__(model, optimizer, x, y)
 
     with pytest.raises(TraceContextError, match="Cannot mutate OptArray from a differ"):
-        train_step(model, *next(batches(5, 3, 3)))
+        train_step(model, *batch())
 
 
 def test_pitfall_a_new_transformation_compiles_the_step_again():
@@ -395,7 +372,7 @@ def test_pitfall_a_new_transformation_compiles_the_step_again():
     Two calls of `optax.adam(0.1)` are two transformations to jax, on both sides. Make
     one and keep it.
     """
-    module, model, traces = linen.MLP(1, 1), create_model(), []
+    pair, model, traces = mlp(), mlp().model, []
 
     @nnx.jit
     def nnx_step(model, optimizer):
@@ -407,7 +384,7 @@ def test_pitfall_a_new_transformation_compiles_the_step_again():
 
     for tx in (optax.adam(0.1), optax.adam(0.1), *[nnx_side.create_tx(*SCHEDULE)] * 2):
         nnx_step(model, nnx_side.create_optimizer(model, tx))
-        linen_step(linen.create_optimizer(module, {}, tx))
+        linen_step(linen.create_optimizer(pair.linen, {}, tx))
     assert [traces.count(side) for side in ("nnx", "linen")] == [3, 3]
 
 
@@ -426,9 +403,9 @@ def test_pitfall_an_equal_linen_module_compiles_the_step_again():
     nnx_step = nnx.jit(lambda model, optimizer: record("nnx"))
     linen_step = jax.jit(lambda state: record("linen"))
     for _ in range(2):
-        model = create_model()
+        model = mlp().model
         nnx_step(model, nnx_side.create_optimizer(model, tx))
-        linen_step(linen.create_optimizer(linen.MLP.__wrapped__(1, 1), {}, tx))
+        linen_step(linen.create_optimizer(linen.MLP(1, 1), {}, tx))
     assert [traces.count(side) for side in ("nnx", "linen")] == [1, 2]
 
 
@@ -440,7 +417,7 @@ def test_pitfall_the_mode_is_that_of_the_decoration():
     set; one decorated in tree mode raises `ValueError: Duplicate Param`, also in graph
     mode. Set the mode before you import the step.
     """
-    model = create_model()
+    model = mlp().model_from(0)
     model.layers[1].kernel = model.layers[0].kernel
     with nnx.set_graph_mode(True):
         in_graph = nnx.jit(lambda model: model.layers[0].bias.sum())
@@ -460,19 +437,14 @@ def test_pitfall_past_ten_layers_the_clip_norm_rounds_otherwise():
     bit-identical. The parity tests take twelve layers too, which is why the verdict of
     this page is not `exact`.
     """
-    rows, din, num_layers, features, seed, dtype, _ = DEEP
-    module, variables, model = pair(din, num_layers, features, seed, dtype)
-    state, optimizer = optimizers(module, variables, model)
-    state, _ = train_steps.assert_same_training(
-        linen,
-        nnx_side,
-        state,
-        model,
-        optimizer,
-        batches(rows, din, features, seed, dtype),
-        tolerance=CLIPPING_ROUNDS,
-    )
-    ours = mapping.to_linen(model, {"params": state.params})["params"]
+    pair = mlp(*DEEP)
+    model, optimizer = training.trained(pair)
+    clipped = [(x, 10 * y) for x, y in training.batches(pair)]
+    state, losses = training.linen(train_state(pair), clipped)
+    ours = training.nnx(model, optimizer, clipped)
+    parity.assert_equal(losses, ours, tolerance=CLIPPING_ROUNDS)
+    assert_same_state(state, model, optimizer, CLIPPING_ROUNDS)
+    ours = pair.variables_of(model)["params"]
     same = jax.tree.map(np.array_equal, state.params, ours)
     assert not all(jax.tree.leaves(same))
 
@@ -484,18 +456,18 @@ def test_pitfall_outside_wrt_nothing_counts_for_the_clip_norm():
     `wrt` before it clips. In Linen, with `optax.masked` after the clipping, frozen
     layers count for the norm, and the trained one moves less.
     """
-    model = create_model(num_layers=3)
-    x, y = next(batches(5, 3, 3))
+    pair = mlp()
+    model, params = pair.model, pair.variables["params"]
+    x, y = batch()
     grads = nnx.state(nnx.grad(lambda m: jnp.mean((m(x) - y) ** 2))(model), nnx.Param)
     tx = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
     optimizer = nnx_side.create_last_layer_optimizer(model, tx)
     updates = optimizer.update(model, grads)
-    assert [*updates["layers"]] == [2]
+    assert [*updates["layers"]] == [1]
     np.testing.assert_allclose(optax.tree.norm(updates), 1e-3, rtol=1e-5)
 
-    params = linen.MLP(3, 3).init(jax.random.key(0), x)["params"]
     masked = optax.masked(
-        optax.set_to_zero(), {**dict.fromkeys(params, True), "layers_2": False}
+        optax.set_to_zero(), {**dict.fromkeys(params, True), "layers_1": False}
     )
     tx = optax.chain(optax.clip_by_global_norm(1e-3), masked)
     assert optax.tree.norm(tx.update(params, tx.init(params))[0]) < 0.9e-3
