@@ -1,4 +1,7 @@
+"""Parity, cost and pitfalls of `checkpoints/orbax_linen_to_nnx`."""
+
 import contextlib
+import dataclasses
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -9,20 +12,114 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from flax.core import unfreeze
 
-from linen2nnx import mapping, parity
+from linen2nnx import Pair, parity
+from linen2nnx.cost.forward import Forward
+from linen2nnx.cost.step import plain_dense
+from linen2nnx.suite.problem import Mistake, Problem
 from linen_impl.checkpoints import orbax_linen_to_nnx as linen
 from nnx_impl.checkpoints import orbax_linen_to_nnx as nnx_side
-from parity_tests.entry_inputs import in_any_form
-from parity_tests.random_pair import random_input, variable_shapes
 
-CASES = [  # din, features, seed, jit
-    (3, 3, 0, False),  # few shapes: each op is compiled for each
-    (33, 1, 1, True),
-]
-ENTRY_CASES = [(3, 2), (33, 1)]  # din, features
 RENAME = {"Dense_0": "hidden", "BatchNorm_0": "norm", "Dense_1": "output"}
+
+
+def mlp(din=3, features=2, batch=(5,), train=False):
+    def create(rngs):
+        model = nnx_side.MLP(din, features, rngs=rngs)
+        if not train:
+            model.eval()
+        return model
+
+    return Pair(
+        linen.MLP(features),
+        create,
+        [(*batch, din)],
+        rename=RENAME,
+        linen_kwargs={"train": train},
+    )
+
+
+def restored(*size):
+    """Both sides hold what Linen wrote: arrays that are committed to the device.
+
+    Reading it is not timed. Its threads and the disk give other times in each run, and
+    it happens once, before the first call.
+    """
+    pair = mlp(*size)
+    with saved(pair.variables) as path:
+        variables = linen.load_checkpoint(path, *size[:2])
+    return dataclasses.replace(pair, checkpoint=variables)
+
+
+def plain(variables, x):
+    params = variables["params"]
+    norm = params["BatchNorm_0"]
+    stats = variables["batch_stats"]["BatchNorm_0"]
+    x = plain_dense(params["Dense_0"], x)
+    scale = jax.lax.rsqrt(stats["var"] + 1e-5) * norm["scale"]
+    x = (x - stats["mean"]) * scale + norm["bias"]
+    return plain_dense(params["Dense_1"], jax.nn.relu(x))
+
+
+problem = Problem(
+    linen,
+    nnx_side,
+    pair=restored,
+    sizes=[(3, 2)],
+    cost=Forward(
+        plain=plain,
+        weights=lambda variables: variables,
+        size=lambda layers: (32, 32, ()),
+    ),
+    mistakes=[
+        Mistake("nnx", "model.eval()", "pass", "test_load_checkpoint"),
+        Mistake(
+            "nnx",
+            "params[linen_name] | stats.get(linen_name, {})",
+            "params[linen_name]",
+            "test_load_checkpoint",
+        ),
+        Mistake(
+            "nnx",
+            "nnx.replace_by_pure_dict(state, values)",
+            "nnx.replace_by_pure_dict(state, nnx.to_pure_dict(state))",
+            "test_load_checkpoint",
+        ),
+        Mistake(
+            "nnx",
+            "linen_layout(model))",
+            "jax.tree.map(jnp.zeros_like, linen_layout(model)))",
+            "test_save_checkpoint",
+        ),
+        Mistake(
+            "nnx",
+            "nnx.state(loaded, nnx.Param)",
+            "nnx.state(loaded)",
+            "test_load_params",
+        ),
+        Mistake("nnx", '"norm": "BatchNorm_0"', '"norm": "norm"', "test_linen_layout"),
+        Mistake(
+            "linen",
+            "return checkpointer.restore(path, target)",
+            "return jax.tree.map(jnp.zeros_like, checkpointer.restore(path, target))",
+            "test_load_checkpoint",
+        ),
+        Mistake(
+            "linen",
+            "use_running_average=not train",
+            "use_running_average=train",
+            "model",
+        ),
+        Mistake(
+            "linen",
+            '{**fresh, "params": loaded["params"]}',
+            "loaded",
+            "test_load_params",
+        ),
+        Mistake("linen", "jnp.ones(din)", "jnp.ones(din + 1)", "test_linen_layout"),
+    ],
+)
+TestOrbaxLinenToNnx = problem.tests()
 
 
 @contextlib.contextmanager
@@ -45,107 +142,72 @@ def restore(path, target=None):
         return checkpointer.restore(path, target)
 
 
-def create_model(din, features, seed=0):
-    return nnx_side.MLP(din=din, features=features, rngs=nnx.Rngs(seed))
-
-
-def random_variables(din, features, seed=0, dtype=jnp.float32):
-    """Random in every leaf; the statistics too are not those of a new model."""
-    variables, _ = parity.random_pair(
-        variable_shapes(linen.MLP(features), din),
-        nnx.eval_shape(lambda: create_model(din, features)),
-        seed=seed,
-        dtype=dtype,
+def assert_same(pair, variables, model, **how):
+    """A loaded model holds these variables and computes the same."""
+    parity.assert_equal(variables, pair.variables_of(model))
+    parity.assert_parity(
+        pair.linen,
+        variables,
+        model,
+        *pair.arrays,
+        linen_kwargs=pair.linen_kwargs,
         rename=RENAME,
+        **how,
     )
-    return unfreeze(variables)
 
 
-def assert_holds(model, variables):
-    """Every leaf is real: `assert_parity` would fill an abstract model by itself."""
-    parity.assert_equal(variables, mapping.to_linen(model, variables, rename=RENAME))
-
-
-def batch(din, seed=0):
-    return random_input(5 * din, seed, jnp.float32).reshape(5, din)
-
-
-@pytest.mark.parametrize(("din", "features", "seed", "jit"), CASES)
-def test_load_checkpoint(din, features, seed, jit):
+@pytest.mark.parametrize(("din", "features", "jit"), [(3, 2, False), (33, 1, True)])
+def test_load_checkpoint(din, features, jit):
     """What Linen saved, with statistics that are not those of a new model."""
-    variables = random_variables(din, features, seed)
+    pair = mlp(din, features)
     with checkpoint_path() as path:
-        linen.save_checkpoint(path, variables)
+        linen.save_checkpoint(path, pair.variables)
         model = nnx_side.load_checkpoint(path, din, features)
-        parity.assert_equal(variables, linen.load_checkpoint(path, din, features))
-    assert_holds(model, variables)
-    module, x = linen.MLP(features), batch(din, seed)
-    parity.assert_parity(module, variables, model, x, rename=RENAME, jit=jit)
+        loaded = linen.load_checkpoint(path, din, features)
+    parity.assert_equal(pair.variables, loaded)
+    assert_same(pair, pair.variables, model, jit=jit)
 
 
 def test_training_goes_on():
-    variables = random_variables(3, 3)
-    with saved(variables) as path:
-        model = nnx_side.load_checkpoint(path, 3, 3)
+    pair = mlp(train=True)
+    with saved(pair.variables) as path:
+        model = nnx_side.load_checkpoint(path, 3, 2)
     model.train()
-    parity.assert_parity(
-        linen.MLP(3),
-        variables,
-        model,
-        batch(3),
-        linen_kwargs={"train": True},
-        rename=RENAME,
-        jit=True,
-    )
+    assert_same(pair, pair.variables, model, jit=True)
 
 
 def test_save_checkpoint():
     """The way back: Linen loads what nnx saved."""
-    variables = random_variables(3, 2)
-    target = nnx.eval_shape(lambda: create_model(3, 2))
-    model = mapping.to_nnx(variables, target, rename=RENAME)
+    pair = mlp()
     with checkpoint_path() as path:
-        nnx_side.save_checkpoint(path, model)
-        parity.assert_equal(variables, linen.load_checkpoint(path, 3, 2))
+        nnx_side.save_checkpoint(path, pair.model)
+        parity.assert_equal(pair.variables, linen.load_checkpoint(path, 3, 2))
         parity.assert_equal(
             linen.checkpoint_shapes(path), nnx_side.checkpoint_shapes(path)
         )
 
 
 def test_linen_layout():
-    abstract = nnx.eval_shape(lambda: create_model(3, 2))
-    layout = linen.linen_layout(3, 2)
-    assert jax.tree.structure(nnx_side.linen_layout(abstract)) == jax.tree.structure(
-        layout
-    )
-    assert jax.tree.map(jnp.shape, nnx_side.linen_layout(abstract)) == jax.tree.map(
-        jnp.shape, layout
-    )
+    abstract = nnx.eval_shape(lambda: mlp().model_from(0))
+    shapes, ours = linen.linen_layout(3, 2), nnx_side.linen_layout(abstract)
+    assert jax.tree.structure(ours) == jax.tree.structure(shapes)
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, shapes)
 
 
 def test_load_params():
     """Random params and new statistics, in train mode."""
-    variables = random_variables(3, 2)
-    with saved(variables) as path:
+    pair = mlp(train=True)
+    with saved(pair.variables) as path:
         loaded = linen.load_params(path, 3, 2)
         model = nnx_side.load_params(path, 3, 2)
-    parity.assert_equal(variables["params"], loaded["params"])
+    parity.assert_equal(pair.variables["params"], loaded["params"])
     fresh = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
     parity.assert_equal({"BatchNorm_0": fresh}, loaded["batch_stats"])
-    assert_holds(model, loaded)
-    parity.assert_parity(
-        linen.MLP(2),
-        loaded,
-        model,
-        batch(3),
-        linen_kwargs={"train": True},
-        rename=RENAME,
-        checks=["structure", "outputs", "state"],
-    )
+    assert_same(pair, loaded, model, checks=["structure", "outputs", "state"])
 
 
 def test_checkpoint_shapes():
-    with saved(random_variables(3, 2)) as path:
+    with saved(mlp().variables) as path:
         for side in (linen, nnx_side):
             assert side.checkpoint_shapes(path) == {
                 "params": {
@@ -155,53 +217,6 @@ def test_checkpoint_shapes():
                 },
                 "batch_stats": {"BatchNorm_0": {"mean": (2,), "var": (2,)}},
             }
-
-
-@pytest.mark.parametrize(("din", "features"), ENTRY_CASES)
-def test_orbax_linen_to_nnx(din, features, nnx_mode):
-    rng = np.random.default_rng([din, nnx_mode == "tree"])
-    shapes = variable_shapes(linen.MLP(features), din)
-    for _ in range(5):  # each is written to disk and read
-        seed = rng.integers(0, 2**31)
-        x = rng.standard_normal(din) * 10.0 ** rng.integers(-3, 4)
-        x = x.astype(rng.choice([np.float32, np.float64, np.int32]))
-        arguments = in_any_form(rng, seed), x, in_any_form(rng, features)
-        model = create_model(din, features, int(seed))
-        model.eval()
-        variables = mapping.to_linen(model, shapes, rename=RENAME)
-
-        output = nnx_side.orbax_linen_to_nnx(*arguments)
-
-        parity.assert_equal(
-            linen.orbax_linen_to_nnx(*arguments, variables=variables), output
-        )
-        hidden, norm, last = model.hidden, model.norm, model.output
-        plain = jnp.dot(jnp.asarray(x, jnp.float32), hidden.kernel) + hidden.bias
-        plain = (plain - norm.mean) * (
-            jax.lax.rsqrt(norm.var + 1e-5) * norm.scale
-        ) + norm.bias
-        plain = jnp.dot(jnp.maximum(plain, 0), last.kernel) + last.bias
-        parity.assert_equal(plain, output)
-
-
-def test_linen_entry_with_trained_statistics():
-    variables, x = random_variables(3, 2), random_input(3, 1, jnp.float32)
-    expected = linen.MLP(2).apply(variables, x)
-    output = linen.orbax_linen_to_nnx(0, x, 2, variables=variables)
-    parity.assert_equal(expected, output)
-
-
-def test_linen_entry_from_its_own_seed():
-    x = jnp.arange(3.0)
-    expected = linen.MLP(2).apply(linen.MLP(2).init(jax.random.key(7), x), x)
-    parity.assert_equal(expected, linen.orbax_linen_to_nnx(7, x, 2))
-
-
-def test_the_entry_leaves_no_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for side in (linen, nnx_side):
-        side.orbax_linen_to_nnx(0, jnp.arange(3.0), 2)
-        assert [*tmp_path.iterdir()] == []
 
 
 def test_pitfall_a_checkpoint_of_another_width():
@@ -226,9 +241,8 @@ def test_pitfall_the_target_names_every_collection():
     The target names every collection that is in the checkpoint. One with `params` alone
     raises this. Restore all and take what you need, as in "The params only" above.
     """
-    variables = random_variables(3, 2)
     with (
-        saved(variables) as path,
+        saved(mlp().variables) as path,
         pytest.raises(ValueError, match="tree structures do not match"),
     ):
         restore(path, {"params": linen.linen_layout(3, 2)["params"]})
@@ -240,10 +254,10 @@ def test_pitfall_a_folder_that_exists():
     A save into a folder that exists raises this. Save each step under its own name.
     """
     with (
-        saved(random_variables(3, 2)) as path,
+        saved(mlp().variables) as path,
         pytest.raises(ValueError, match=r"Destination .* already exists"),
     ):
-        nnx_side.save_checkpoint(path, create_model(3, 2))
+        nnx_side.save_checkpoint(path, mlp().model)
 
 
 def test_pitfall_replace_by_pure_dict_takes_any_shape_and_a_part():
@@ -253,7 +267,7 @@ def test_pitfall_replace_by_pure_dict_takes_any_shape_and_a_part():
     keep the values they had: in a real model those it was initialised with. Restore
     into a target, so that orbax has compared both before.
     """
-    graphdef, state = nnx.split(create_model(3, 2))
+    graphdef, state = nnx.split(mlp().model)
     before = nnx.to_pure_dict(state)
     values = {"hidden": {"kernel": jnp.zeros((7, 7))}}
     nnx.replace_by_pure_dict(state, values)
@@ -269,13 +283,13 @@ def test_pitfall_layers_of_one_shape_swap_silently():
     load into each other's place. Names are yours to check: compare the outputs of both
     models.
     """
-    variables, x = random_variables(3, 3), batch(3)
+    pair = mlp(3, 3)
     swapped = {"hidden": "Dense_1", "norm": "BatchNorm_0", "output": "Dense_0"}
-    with saved(variables) as path:
+    with saved(pair.variables) as path:
         model = nnx_side.load_checkpoint(path, 3, 3)
         with mock.patch.object(nnx_side, "LINEN_NAMES", swapped):
             wrong = nnx_side.load_checkpoint(path, 3, 3)
-    assert np.abs(model(x) - wrong(x)).max() > 0.1
+    assert np.abs(model(*pair.arrays) - wrong(*pair.arrays)).max() > 0.1
 
 
 def test_pitfall_a_loaded_model_is_in_train_mode():
@@ -285,10 +299,10 @@ def test_pitfall_a_loaded_model_is_in_train_mode():
     statistics that were just loaded: the outputs differ from Linen's, and nothing is
     raised.
     """
-    variables, x = random_variables(3, 2), batch(3)
-    target = nnx.eval_shape(lambda: create_model(3, 2))
-    model = mapping.to_nnx(variables, target, rename=RENAME)
-    expected = linen.MLP(2).apply(variables, x)
+    pair = mlp()
+    variables, model, (x,) = pair.variables, pair.model, pair.arrays
+    model.train()
+    expected = pair.linen.apply(variables, x)
     mean = variables["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.abs(model(x) - expected).max() > 0.1
     assert not np.array_equal(model.norm.mean, mean)
@@ -304,11 +318,12 @@ def test_pitfall_params_without_their_statistics():
     With the params of the checkpoint and the statistics of a new model, evaluation
     gives other numbers, and nothing is raised.
     """
-    variables, x = random_variables(3, 2), batch(3)
-    with saved(variables) as path:
+    pair = mlp()
+    with saved(pair.variables) as path:
         model = nnx_side.load_params(path, 3, 2)
     model.eval()
-    assert np.abs(model(x) - linen.MLP(2).apply(variables, x)).max() > 0.1
+    expected = pair.linen.apply(pair.variables, *pair.arrays)
+    assert np.abs(model(*pair.arrays) - expected).max() > 0.1
 
 
 def test_pitfall_the_target_decides_the_dtype():
@@ -317,7 +332,7 @@ def test_pitfall_the_target_decides_the_dtype():
     A bfloat16 checkpoint restored into a float32 target is float32, on both sides. Cast
     the target to keep what was saved.
     """
-    variables = random_variables(3, 2, dtype=jnp.bfloat16)
+    variables = dataclasses.replace(mlp(), dtype=jnp.bfloat16).variables
     with saved(variables) as path:
         model = nnx_side.load_checkpoint(path, 3, 2)
         loaded = linen.load_checkpoint(path, 3, 2)
@@ -334,7 +349,7 @@ def test_pitfall_a_saved_state_has_one_level_more():
     dict as target raises a `ValueError`, `tree structures do not match`; a state as
     target fits. Save `nnx.to_pure_dict(state)` and the level is gone.
     """
-    model = create_model(3, 2)
+    model = mlp().model
     state = nnx.state(model)
     with saved(state) as path:
         assert {*restore(path)["hidden"]["kernel"]} == {"value"}
