@@ -25,10 +25,11 @@ from rich.text import Text
 from linen2nnx.files import write_whole
 from linen2nnx.suite import bench as benchmarks
 from linen2nnx.suite import bytecodes as counts
-from linen2nnx.suite import catalog
+from linen2nnx.suite import catalog, kept, records
 from linen2nnx.suite.check import CheckError
 from linen2nnx.suite.check import check as run_check
 from linen2nnx.suite.results import render
+from linen2nnx.suite.stale import stale as list_stale
 
 SIDE_WIDTH = 68
 SIDES: dict[str, catalog.Side] = {"Linen": "linen", "nnx": "nnx"}
@@ -250,72 +251,81 @@ def bench(
             "--bytecodes", help="Count Python bytecodes instead: exact, Python 3.12+."
         ),
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again what has been kept.")
+    ] = False,
 ) -> None:
     """Time every nnx idiom against Linen, on the CPU or GPU that JAX finds.
+
+    What was measured before, of the same code and versions, is not measured again. Each
+    problem's result is kept as it ends.
 
     Exit status: 0 when every measurement is published, 1 when the machine was too noisy
     for one, 2 when the benchmarks could not run.
     """
     if json is not None and not json.parent.is_dir():
         _fail(f"{json.parent} is no folder to write {json.name} to")
-    if save and problem:
-        _fail("--save keeps a run of all problems; name none, or use --json")
-    try:
-        problems = [catalog.find(name) for name in problem or []] or catalog.problems()
-        if save:
-            benchmarks.results_folder()
-        rejected = (
-            _count(problems, json, save) if bytecodes else _time(problems, json, save)
-        )
-    except (benchmarks.BenchError, catalog.UnknownProblemError) as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename} was not written: {error.strerror}")
-    except KeyboardInterrupt:
-        _fail("interrupted")
-    raise typer.Exit(1 if rejected else 0)
-
-
-def _time(
-    problems: list[catalog.ProblemFiles], json: Path | None, save: bool
-) -> list[str]:
-    """Time, print and keep; what was not published."""
+    measure, show = (
+        (counts.bytecodes, counts.render)
+        if bytecodes
+        else (benchmarks.bench, benchmarks.render)
+    )
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         "{task.description}",
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-        content, rejected = benchmarks.bench(
-            problems,
-            lambda done, total, name: progress.update(
-                task, completed=done, total=total, description=name
-            ),
-        )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(benchmarks.render(content, rejected))
-    if json is not None:
-        benchmarks.save(content, json)
-    if save:
-        benchmarks.save(content, benchmarks.result_path(content))
-    return rejected
+    errors = Console(stderr=True)
+    try:
+        problems = [catalog.find(name) for name in problem or []] or catalog.problems()
+        with Progress(
+            *columns, console=errors, transient=True, disable=not errors.is_terminal
+        ) as progress:
+            task = progress.add_task("starting", total=None)
+            found = measure(
+                problems,
+                fresh=fresh,
+                save=save,
+                progress=lambda done, total, name: progress.update(
+                    task, completed=done, total=total, description=name
+                ),
+            )
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=160)
+        console.print(show(found))
+        if json is not None:
+            records.save_all(found, json)
+    except (
+        benchmarks.BenchError,
+        catalog.UnknownProblemError,
+        kept.NotKeptError,
+        records.RecordError,
+    ) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename} was not written: {error.strerror}")
+    except KeyboardInterrupt:
+        _fail("interrupted; what had ended is kept, and the next run goes on there")
+    costs = (record for results in found for record in results.records)
+    noisy = any(isinstance(r, records.Cost) and r.not_published for r in costs)
+    raise typer.Exit(1 if noisy else 0)
 
 
-def _count(
-    problems: list[catalog.ProblemFiles], json: Path | None, save: bool
-) -> list[str]:
-    """Count bytecodes, print and keep; nothing is ever rejected."""
-    entry = counts.measure(problems)
-    Console().print(counts.render(entry))
-    if json is not None:
-        counts.save(entry, json)
-    if save:
-        counts.save(entry, counts.path())
-    return []
+@app.command()
+def stale() -> None:
+    """List what of docs/results of a clone is missing or of other code than now's.
+
+    Exit status: 0 when nothing is, 1 when something is, 2 when this is no clone.
+    """
+    try:
+        lines = list_stale(kept.results_folder())
+    except kept.NotKeptError as error:
+        _fail(str(error))
+    for line in lines:
+        Console(soft_wrap=True, highlight=False).print(line, markup=False)
+    raise typer.Exit(1 if lines else 0)
 
 
 @app.command()

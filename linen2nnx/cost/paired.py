@@ -13,6 +13,7 @@ On CPU the ratio is one of CPU time (`time.process_time`), which other processes
 little; on another device it is one of wall time.
 """
 
+import functools
 import gc
 import itertools
 import math
@@ -23,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from linen2nnx.environment import environment
@@ -349,13 +349,12 @@ def _interval(
     return min(ratios), max(ratios)
 
 
+@functools.cache
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-    return names[0].strip() if names else platform.processor()
+    import cpuinfo
+
+    model = cpuinfo.get_cpu_info().get("brand_raw") or platform.processor()
+    return str(model)
 
 
 class _RecordedTime:
@@ -384,7 +383,7 @@ def record(
 
     It times calls, and the arms of a comparison take turns, which it cannot do. So the
     samples are played back to it, on a clock that they move: the test carries
-    `@pytest.mark.benchmark(timer=overhead.recorded_time)`.
+    `@pytest.mark.benchmark(timer=paired.recorded_time)`.
 
     Args:
         benchmark: the fixture of pytest-benchmark; its `extra_info` gets the

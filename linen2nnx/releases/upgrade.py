@@ -378,8 +378,7 @@ class _Work:
             self.limit,
         )
         if status == 0:
-            rows = json.loads(out.splitlines()[-1])
-            return {"counts": bytecodes.by_name(rows), "error": ""}
+            return {"counts": bytecodes.by_name(bytecodes.rows(out)), "error": ""}
         last = (error.strip().splitlines() or ["no output"])[-1]
         return {"counts": {}, "error": last if status else "it took too long"}
 

@@ -1,155 +1,124 @@
-"""Count the Python bytecodes that an idiom executes per call: the same every time.
+"""Count the Python bytecodes that the idioms of problems execute, and keep the counts.
 
-A change in this number is a change in what a framework does on a call, whatever the
-machine and its noise. Work in C++ is not in it: it is no time. Counting needs Python
-3.12 or newer, whose `sys.monitoring` reports each instruction.
+They depend on the versions of Python, flax and jax. The counting runs in a process of
+its own, `python -m linen2nnx.suite.bytecodes PROBLEM ...`, which prints a line as each
+problem ends:
 
-The counts depend on the versions of Python, flax and jax. The file that keeps them is
+    {"problem": "surgery/replace_kernel", "counts": [{"what": "jitted", ...}, ...]}
 
-    {
-      "format": "linen2nnx bytecodes",
-      "version": 1,
-      "command": "linen2nnx bench --bytecodes --save",
-      "recorded": [
-        {
-          "environment": {"python": "3.12", "flax": "0.12.12", "jax": "0.12.0.1"},
-          "date": "2026-11-20T18:15:00+00:00",
-          "commit": "8a6f3ef...",
-          "sources": {"linen_impl/surgery/replace_kernel.py": "<sha256>", ...},
-          "counts": [
-            {"problem": "surgery/replace_kernel", "what": "jitted",
-             "idiom": "nnx.jit", "mode": "tree", "layers": null, "bytecodes": 3021}, ...
-          ]
-        }
-      ]
-    }
+`rows` reads that.
 """
 
-import gc
 import importlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
+import msgspec
 from rich.table import Table
 
-from linen2nnx.cost.paired import in_mode, label
-from linen2nnx.files import write_whole
-from linen2nnx.suite import catalog
-from linen2nnx.suite.bench import (
-    BenchError,
-    bench_path,
-    commit,
-    results_folder,
-    sha256_of_sources,
-)
+from linen2nnx.cost.paired import label
+from linen2nnx.files import compilation_cache, compiled_folder
+from linen2nnx.suite import catalog, kept, records
+from linen2nnx.suite.bench import BenchError
+from linen2nnx.suite.digests import digest_of
+from linen2nnx.suite.records import Bytecodes, Count, Results
 
-FORMAT, VERSION = "linen2nnx bytecodes", 1
 COMMAND = "linen2nnx bench --bytecodes --save"
-WHATS = ("jitted", "eager", "edit")
-SIZES = 2  # the smallest numbers of layers that are counted
-
-_MOST_CALLS = 20
-_ALIKE = 3
 
 
-def count(function: Callable[[], Any]) -> int:
-    """Bytecodes that one call of `function` executes, once its caches are filled.
+class _Line(msgspec.Struct):
+    problem: str
+    counts: list[Count]
+
+
+def bytecodes(
+    problems: Sequence[catalog.ProblemFiles],
+    *,
+    fresh: bool = False,
+    save: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> list[Results]:
+    """The counts of these problems: kept, or else counted, and kept as each ends.
 
     Args:
-        function: is called until three calls in a row execute as many.
-
-    Raises:
-        RuntimeError: before Python 3.12, or if no three of twenty calls in a row agree.
-
-    Example:
-        >>> import sys
-        >>> if sys.version_info >= (3, 12):
-        ...     assert count(lambda: [abs(i) for i in range(9)]) > count(lambda: 0)
-    """
-    if sys.version_info < (3, 12):
-        raise RuntimeError("counting bytecodes takes Python 3.12 or newer")
-    counts: list[int] = []
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(_MOST_CALLS):
-            counts.append(_count_once(function))
-            if len(counts) >= _ALIKE and len(set(counts[-_ALIKE:])) == 1:
-                return counts[-1]
-    finally:
-        if collects:
-            gc.enable()
-    raise RuntimeError(f"calls do not execute the same bytecodes: {counts}")
-
-
-def _count_once(function: Callable[[], Any]) -> int:
-    monitoring = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
-    tool = monitoring.PROFILER_ID
-    thread = threading.get_ident()
-    executed = 0
-
-    def add(code: Any, offset: int) -> None:
-        nonlocal executed
-        if threading.get_ident() == thread:
-            executed += 1
-
-    monitoring.use_tool_id(tool, "linen2nnx")
-    try:
-        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, add)
-        monitoring.set_events(tool, monitoring.events.INSTRUCTION)
-        try:
-            function()
-        finally:
-            monitoring.set_events(tool, monitoring.events.NO_EVENTS)
-    finally:
-        monitoring.free_tool_id(tool)
-    return executed
-
-
-def measure(problems: Sequence[catalog.ProblemFiles]) -> dict[str, Any]:
-    """Count the idioms of these problems, in a process of its own.
+        problems: which, at least one.
+        fresh: count all of them.
+        save: keep the records in `docs/results` of the clone too.
+        progress: called with the number of problems that are counted, that of all to
+            be counted, and the last one.
 
     Returns:
-        One entry of `recorded`.
+        For each problem its results: one record of its bytecodes.
 
     Raises:
-        BenchError: if the process failed, or an idiom raised an error.
+        BenchError: before Python 3.12, or if the process failed or an idiom raised an
+            error.
+        NotKeptError: if this is no clone to save in, or code changes meanwhile.
+        RecordError: if a file of the clone holds no records.
+        OSError: if a record cannot be written.
     """
     if sys.version_info < (3, 12):
         raise BenchError("counting bytecodes takes Python 3.12 or newer")
-    found = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "linen2nnx.suite.bytecodes",
-            *(p.name for p in problems),
-        ],
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-        capture_output=True,
-        text=True,
+
+    def measure(
+        missing: Sequence[catalog.ProblemFiles],
+    ) -> Iterator[tuple[catalog.ProblemFiles, Bytecodes]]:
+        for done, (problem, record) in enumerate(_measure(missing), 1):
+            progress(done, len(missing), problem.name)
+            yield problem, record
+
+    folder = kept.results_folder() if save else None
+    return kept.complete(
+        problems, "bytecodes", environment(), measure, fresh=fresh, folder=folder
     )
-    if found.returncode:
-        last = (found.stderr.strip().splitlines() or ["no output"])[-1]
-        raise BenchError(f"counting bytecodes failed: {last}")
-    counts = json.loads(found.stdout.splitlines()[-1])
-    for row in counts:
-        if "error" in row:
-            raise BenchError(f"{row['problem']}, {row['idiom']}: {row['error']}")
-    return {
-        "environment": environment(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "sources": sha256_of_sources(problems),
-        "counts": counts,
-    }
+
+
+def _measure(
+    problems: Sequence[catalog.ProblemFiles],
+) -> Iterator[tuple[catalog.ProblemFiles, Bytecodes]]:
+    """Count in one process; each problem's as it ends."""
+    by_name = {problem.name: problem for problem in problems}
+    code = {name: digest_of(problem, "bytecodes") for name, problem in by_name.items()}
+    command = [sys.executable, "-m", "linen2nnx.suite.bytecodes", *by_name]
+    variables = {**os.environ, **compilation_cache(compiled_folder())}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command,
+            env={**variables, "PYTHONHASHSEED": "0"},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                for name, counts in rows(line).items():
+                    for row in counts:
+                        if row.error:
+                            raise BenchError(f"{name}, {row.idiom}: {row.error}")
+                    yield (
+                        by_name[name],
+                        Bytecodes(
+                            digest=code.pop(name),
+                            environment=environment(),
+                            date=records.now(),
+                            command=f"{COMMAND} {name}",
+                            counts=counts,
+                        ),
+                    )
+        finally:
+            process.kill()
+        if code:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["no output"])[-1]
+            raise BenchError(f"counting bytecodes of {next(iter(code))} failed: {last}")
 
 
 def environment() -> dict[str, str]:
@@ -161,59 +130,42 @@ def environment() -> dict[str, str]:
     }
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read the file that keeps the counts; empty if there is none yet.
+def rows(text: str) -> dict[str, list[Count]]:
+    r"""The counts by problem, of the lines that the counting process printed.
+
+    Other lines are left out: a problem may print too.
 
     Raises:
-        ValueError: if the file is none of a version that this one reads.
-    """
-    if not path.is_file():
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "command": COMMAND,
-            "recorded": [],
-        }
-    content = json.loads(path.read_text())
-    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"{path} keeps no {FORMAT} of version {VERSION}")
-    return content
-
-
-def save(entry: dict[str, Any], path: Path) -> None:
-    """Keep counts, in place of older ones of the same versions."""
-    content = load(path)
-    others = [
-        e for e in content["recorded"] if e["environment"] != entry["environment"]
-    ]
-    recorded = sorted([*others, entry], key=lambda e: sorted(e["environment"].items()))
-    write_whole(path, json.dumps({**content, "recorded": recorded}, indent=1) + "\n")
-
-
-def path() -> Path:
-    """The file that keeps the counts, in a clone."""
-    return results_folder() / "bytecodes.json"
-
-
-def recorded(content: dict[str, Any]) -> dict[str, Any] | None:
-    """The entry that was recorded with the installed versions, if there is one."""
-    return next(
-        (e for e in content["recorded"] if e["environment"] == environment()), None
-    )
-
-
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """One line for each count that differs between two entries, or that one lacks.
+        msgspec.DecodeError: if a line of counts is none that this version reads.
 
     Example:
-        >>> row = {"problem": "p", "what": "jitted", "idiom": "nnx.jit", "mode": "tree"}
+        >>> row = '{"what": "eager", "idiom": "x", "mode": null, "layers": null'
+        >>> line = '{"problem": "c/p", "counts": [' + row + ', "bytecodes": 9}]}'
+        >>> rows("printed by a problem\n" + line)["c/p"][0].bytecodes
+        9
+    """
+    lines = (line for line in text.splitlines() if line.startswith('{"problem"'))
+    found = (msgspec.json.decode(line, type=_Line) for line in lines)
+    return {line.problem: line.counts for line in found}
+
+
+def changes(
+    before: Mapping[str, Sequence[Count]], after: Mapping[str, Sequence[Count]]
+) -> list[str]:
+    """One line for each count that differs, or that one lacks.
+
+    Args:
+        before: counts by problem.
+        after: likewise.
+
+    Example:
         >>> before, after = (
-        ...     {"counts": [{**row, "layers": 4, "bytecodes": n}]} for n in (9, 12)
+        ...     {"p": [Count("jitted", "nnx.jit", "tree", 4, n)]} for n in (9, 12)
         ... )
         >>> changes(before, after)
         ['p, jitted, nnx.jit (tree mode), 4 layers: 9 bytecodes before, 12 now']
     """
-    old, new = by_name(before["counts"]), by_name(after["counts"])
+    old, new = by_name(before), by_name(after)
     return [
         f"{name}: {old.get(name, 'no')} bytecodes before, {new.get(name, 'none')} now"
         for name in {**old, **new}
@@ -221,66 +173,56 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
-def render(entry: dict[str, Any]) -> Table:
-    """The counts as a table: a row per idiom, a column per number of layers."""
-    env = entry["environment"]
+def by_name(counts: Mapping[str, Sequence[Count]]) -> dict[str, int]:
+    """As one dict: `surgery/x, jitted, nnx.jit (tree mode), 4 layers` to number.
+
+    Rows without a number, of idioms that a flax does not have, are left out.
+    """
+    return {
+        f"{name}, {label(row.what, row.idiom, row.mode, row.layers)}": row.bytecodes
+        for name, of_problem in counts.items()
+        for row in of_problem
+        if row.bytecodes is not None
+    }
+
+
+def render(found: Sequence[Results]) -> Table:
+    """The counts as a table: a row per idiom and number of layers.
+
+    Args:
+        found: results with one record of bytecodes each.
+    """
+    env = environment()
     versions = ", ".join(f"{name} {env[name]}" for name in ("flax", "jax", "python"))
     table = Table(title=f"bytecodes per call, {versions}", title_justify="left")
     for name in ("problem", "what", "idiom", "mode"):
         table.add_column(name)
     for name in ("layers", "bytecodes"):
         table.add_column(name, justify="right")
-    for row in entry["counts"]:
-        table.add_row(
-            row["problem"],
-            row["what"],
-            row["idiom"],
-            row["mode"] or "",
-            str(row["layers"] or ""),
-            f"{row['bytecodes']:,}",
-        )
+    for results in found:
+        for record in results.bytecodes():
+            for row in record.counts:
+                table.add_row(
+                    results.problem,
+                    row.what,
+                    row.idiom,
+                    row.mode or "",
+                    str(row.layers or ""),
+                    f"{row.bytecodes:,}",
+                )
     return table
 
 
-def by_name(counts: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Rows as one dict: `surgery/x, jitted, nnx.jit (tree mode), 4 layers` to number.
-
-    Rows without a number, of idioms that a flax does not have, are left out.
-    """
-    keys = ("what", "idiom", "mode", "layers")
-    return {
-        f"{row['problem']}, {label(*(row[k] for k in keys))}": row["bytecodes"]
-        for row in counts
-        if row["bytecodes"] is not None
-    }
-
-
-def _count_all(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The counts of these problems, in this process.
-
-    Where an idiom raises an error, `bytecodes` is None and `error` says which: an older
-    flax does not have all of them.
-    """
+def _print_counts(names: Sequence[str]) -> None:
+    """Count these problems in this process, and print a line for each as it ends."""
     sys.path.insert(0, str(catalog.root()))
-    arms = importlib.import_module("linen2nnx.cost.arms")
-    counts = []
+    cost = importlib.import_module("linen2nnx.cost.bytecodes")
     for problem in map(catalog.find, names):
-        file = bench_path(problem).relative_to(catalog.root()).with_suffix("")
-        bench = importlib.import_module(".".join(file.parts)).BENCHMARK
-        for layers in bench.layers[:SIZES]:
-            for what in WHATS:
-                for idiom, mode in bench.idioms.get(what, []):
-                    row = {"problem": problem.name, "what": what, "idiom": idiom}
-                    row |= {"mode": mode, "layers": layers, "bytecodes": None}
-                    try:
-                        arm = arms.checked_arm(bench, what, idiom, mode, layers)
-                        with in_mode(mode):
-                            row["bytecodes"] = count(arm.function)
-                    except Exception as error:
-                        row["error"] = f"{type(error).__name__}: {error}"
-                    counts.append(row)
-    return counts
+        file = problem.test_path().relative_to(catalog.root()).with_suffix("")
+        tests = importlib.import_module(".".join(file.parts))
+        counts = cost.counts(tests.problem.benchmark)
+        print(json.dumps({"problem": problem.name, "counts": counts}), flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(_count_all(sys.argv[1:])))
+    _print_counts(sys.argv[1:])

@@ -26,10 +26,10 @@ A difference that is infinite or nan is the text `inf` or `nan`: JSON has neithe
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -40,6 +40,8 @@ FORMAT, VERSION = "linen2nnx results", 1
 Kind = Literal["parity", "cost", "bytecodes"]
 Verdict = Literal["holds", "differs", "fails", "pitfall changed", "nothing ran"]
 Difference = float | Literal["inf", "nan"]
+
+_T = TypeVar("_T")
 
 
 class RecordError(ValueError):
@@ -100,7 +102,7 @@ class Outcome(msgspec.Struct):
         kinds = {verdict_of(failure) for failure in self.failures}
         for kind in ("differs", "fails", "pitfall changed"):
             if kind in kinds:
-                return kind
+                return kind  # type: ignore[return-value]
         return "holds"
 
     @property
@@ -249,14 +251,7 @@ def load(path: Path) -> Results:
         RecordError: in one line, if it holds no records that this version reads.
         OSError: if it cannot be read.
     """
-    content = path.read_bytes()
-    try:
-        head = msgspec.json.decode(content, type=_Head)
-        if (head.format, head.version) != (FORMAT, VERSION):
-            raise RecordError(f"{path} holds no {FORMAT} of version {VERSION}")
-        return msgspec.json.decode(content, type=Results)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} holds no {FORMAT}: {error}") from error
+    return _load(path, Results)
 
 
 def save(results: Results, path: Path) -> None:
@@ -266,14 +261,57 @@ def save(results: Results, path: Path) -> None:
         OSError: if it cannot be written; the old file is left then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = _finite(msgspec.to_builtins(results))
-    text = msgspec.json.format(msgspec.json.encode(plain), indent=1)
-    write_whole(path, text + b"\n")
+    _write(results, path)
+
+
+def save_all(results: Sequence[Results], path: Path) -> None:
+    """Write what was measured of several problems as one file, in one step.
+
+    It is `{"format": ..., "version": ..., "problems": [...]}` with the content of each
+    problem's file. The inverse of `load_all`.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    _write(_All(problems=[*results]), path)
+
+
+def load_all(path: Path) -> list[Results]:
+    """Read what `save_all` wrote.
+
+    Raises:
+        RecordError: in one line, if it holds no records that this version reads.
+        OSError: if it cannot be read.
+    """
+    return _load(path, _All).problems
+
+
+class _All(msgspec.Struct, kw_only=True):
+    format: str = FORMAT
+    version: int = VERSION
+    problems: list[Results]
 
 
 class _Head(msgspec.Struct):
     format: str = ""
     version: int = 0
+
+
+def _load(path: Path, content_type: type[_T]) -> _T:
+    content = path.read_bytes()
+    try:
+        head = msgspec.json.decode(content, type=_Head)
+        if (head.format, head.version) != (FORMAT, VERSION):
+            raise RecordError(f"{path} holds no {FORMAT} of version {VERSION}")
+        return msgspec.json.decode(content, type=content_type)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} holds no {FORMAT}: {error}") from error
+
+
+def _write(content: msgspec.Struct, path: Path) -> None:
+    plain = _finite(msgspec.to_builtins(content))
+    text = msgspec.json.format(msgspec.json.encode(plain), indent=1)
+    write_whole(path, text + b"\n")
 
 
 def now() -> str:
