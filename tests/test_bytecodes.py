@@ -1,3 +1,5 @@
+"""How bytecodes are counted, and the counts of problems kept."""
+
 import sys
 import threading
 
@@ -5,24 +7,21 @@ import pytest
 from typer.testing import CliRunner
 
 from linen2nnx import cli
-from linen2nnx.suite import bench, bytecodes, catalog
+from linen2nnx.cost import arms
+from linen2nnx.cost import bytecodes as cost
+from linen2nnx.suite import bytecodes, catalog, kept, records
+from linen2nnx.suite.bench import BenchError
+from linen2nnx.suite.digests import digest_of
+from linen2nnx.suite.records import Count
 
 counting = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12"
 )
+P, Q = catalog.ProblemFiles("state/p"), catalog.ProblemFiles("state/q")
 
-ROW = {"problem": "c/p", "what": "jitted", "idiom": "nnx.jit", "mode": "tree"}
 
-
-def entry(*counts, **environment):
-    return {
-        "environment": {**bytecodes.environment(), **environment},
-        "date": "2026-11-20T18:15:00+00:00",
-        "sources": {},
-        "counts": [
-            {**ROW, "layers": layers, "bytecodes": count} for layers, count in counts
-        ],
-    }
+def row(layers, number, **other):
+    return Count("jitted", "nnx.jit", "tree", layers, number, **other)
 
 
 def adding(times):
@@ -35,10 +34,10 @@ def adding(times):
 @counting
 def test_count_is_exact():
     """An iteration executes the same bytecodes each time, so counts are on a line."""
-    one, two, ten = (bytecodes.count(lambda n=n: adding(n)) for n in (1, 2, 10))
+    one, two, ten = (cost.count(lambda n=n: adding(n)) for n in (1, 2, 10))
     assert two > one
     assert ten - one == 9 * (two - one)
-    assert bytecodes.count(lambda: adding(10)) == ten
+    assert cost.count(lambda: adding(10)) == ten
 
 
 @counting
@@ -50,17 +49,17 @@ def test_count_is_of_the_call_once_its_caches_are_filled():
             cache["x"] = adding(100)
         return cache["x"]
 
-    assert bytecodes.count(cached) < bytecodes._count_once(lambda: adding(100))
+    assert cost.count(cached) < cost._count_once(lambda: adding(100))
 
 
 @counting
 def test_count_leaves_other_threads_out():
-    alone = bytecodes.count(lambda: adding(1000))
+    alone = cost.count(lambda: adding(1000))
     stop = threading.Event()
     thread = threading.Thread(target=lambda: [adding(9) for _ in iter(stop.is_set, 1)])
     thread.start()
     try:
-        assert bytecodes.count(lambda: adding(1000)) == alone
+        assert cost.count(lambda: adding(1000)) == alone
     finally:
         stop.set()
         thread.join()
@@ -70,11 +69,37 @@ def test_count_leaves_other_threads_out():
 def test_a_call_that_always_differs_is_an_error():
     calls = iter(range(1, 100))
     with pytest.raises(RuntimeError, match="do not execute the same"):
-        bytecodes.count(lambda: adding(next(calls)))
+        cost.count(lambda: adding(next(calls)))
+
+
+class TwoIdioms:
+    """A pair of which one idiom is gone."""
+
+    def call(self, what, idiom):
+        if idiom == "gone":
+            raise AttributeError("nnx has no gone")
+        return lambda: adding(10) or []
+
+
+@counting
+def test_every_idiom_of_the_smallest_sizes_is_counted():
+    idioms = {"jitted": [("Linen", None), ("gone", None)], "first call: trace": [1]}
+    benchmark = arms.Benchmark("c/p", lambda _: TwoIdioms(), idioms, [1, 4, 16])
+    found = cost.counts(benchmark)
+    keys = ("what", "layers", "idiom", "error")
+    assert [[row[key] for key in keys] for row in found] == [
+        ["jitted", 1, "Linen", ""],
+        ["jitted", 1, "gone", "AttributeError: nnx has no gone"],
+        ["jitted", 4, "Linen", ""],
+        ["jitted", 4, "gone", "AttributeError: nnx has no gone"],
+    ]
+    assert found[0]["bytecodes"] == found[2]["bytecodes"] > 50
+    assert found[1]["bytecodes"] is None
 
 
 def test_changes_name_each_count():
-    before, after = entry((1, 9), (4, 20)), entry((4, 21), (16, 50))
+    before = {"c/p": [row(1, 9), row(4, 20), row(64, None, error="gone")]}
+    after = {"c/p": [row(4, 21), row(16, 50)]}
     assert bytecodes.changes(before, before) == []
     assert bytecodes.changes(before, after) == [
         "c/p, jitted, nnx.jit (tree mode), 1 layer: 9 bytecodes before, none now",
@@ -83,27 +108,74 @@ def test_changes_name_each_count():
     ]
 
 
-def test_counts_are_kept_by_version(tmp_path):
-    path = tmp_path / "bytecodes.json"
-    assert bytecodes.recorded(bytecodes.load(path)) is None
-    older = entry((1, 5), flax="0.0.1")
-    for kept in (entry((1, 8)), older, entry((1, 9))):
-        bytecodes.save(kept, path)
-    content = bytecodes.load(path)
-    assert bytecodes.recorded(content) == entry((1, 9))
-    assert content["recorded"] == [older, entry((1, 9))]
-    path.write_text('{"format": "something else"}')
-    with pytest.raises(ValueError, match="no linen2nnx bytecodes"):
-        bytecodes.load(path)
+# Stands for the interpreter: prints what the counting process does.
+COUNTING = """#!/bin/sh
+shift 2
+echo "$@" >> ran
+for name in "$@"; do
+  [ "$name" = "$(cat breaks)" ] && { echo "KeyError: gone" >&2; exit 1; }
+  echo "printed by a problem"
+  echo '{"problem": "'$name'", "counts": [{"what": "jitted", "idiom": "nnx.jit",
+    "mode": "tree", "layers": 4, "bytecodes": 1234, "error": "'$(cat error)'"}]}' \
+    | tr -d "\\n"
+  echo
+done
+"""
 
 
-def test_command(monkeypatch, tmp_path):
-    file = tmp_path / "x.json"
-    monkeypatch.setattr(bytecodes, "measure", lambda problems: entry((4, 1234)))
-    result = CliRunner().invoke(cli.app, ["bench", "--bytecodes", "--json", str(file)])
-    assert result.exit_code == 0, result.output
-    assert "1,234" in result.stdout
-    assert bytecodes.recorded(bytecodes.load(file)) == entry((4, 1234))
+@pytest.fixture
+def process(clone, monkeypatch):
+    """The folder of a counting process that counts nothing."""
+    folder = clone.parent / "process"
+    folder.mkdir()
+    for name in ("ran", "breaks", "error"):
+        (folder / name).touch()
+    executable = folder / "python"
+    executable.write_text(COUNTING)
+    executable.chmod(0o755)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(bytecodes.sys, "executable", str(executable))
+    return folder
+
+
+@counting
+def test_counts_are_kept_as_each_problem_ends(clone, process):
+    (process / "breaks").write_text(Q.name)
+    with pytest.raises(BenchError, match="of state/q failed: KeyError: gone"):
+        bytecodes.bytecodes([P, Q], save=True)
+    (process / "breaks").write_text("")
+    seen = []
+    found = bytecodes.bytecodes(
+        [P, Q], save=True, progress=lambda *done: seen.append(done)
+    )
+    assert (process / "ran").read_text() == "state/p state/q\nstate/q\n"
+    assert seen == [(1, 1, Q.name)]
+    for problem, results in zip([P, Q], found):
+        (record,) = results.records
+        assert record.counts == [row(4, 1234)]
+        assert record.digest == digest_of(problem, "bytecodes")
+        assert record.environment == bytecodes.environment()
+        assert kept.load(problem, kept.results_folder()) == results
+
+
+@counting
+def test_an_idiom_that_raises_is_an_error_and_not_kept(clone, process):
+    (process / "error").write_text("KeyError: x")
+    with pytest.raises(BenchError, match=r"state/p, nnx\.jit: KeyError: x"):
+        bytecodes.bytecodes([P], save=True)
+    assert not [*clone.glob("docs/results/**/*.json")]
+
+
+@counting
+def test_command(clone, process):
+    file = clone.parent / "x.json"
+    ran = CliRunner().invoke(
+        cli.app, ["bench", "p", "--bytecodes", "--json", str(file)]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "1,234" in ran.stdout
+    (results,) = records.load_all(file)
+    assert (results.problem, results.records[0].counts) == (P.name, [row(4, 1234)])
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="it can count")
@@ -111,27 +183,6 @@ def test_command_where_nothing_can_be_counted():
     result = CliRunner().invoke(cli.app, ["bench", "--bytecodes"])
     assert result.exit_code == 2
     assert "takes Python 3.12" in result.stderr
-
-
-KEPT = catalog.root() / "docs" / "results" / "bytecodes.json"
-
-
-@pytest.mark.parametrize(
-    "kept",
-    bytecodes.load(KEPT)["recorded"],
-    ids=lambda kept: " ".join(kept["environment"].values()),
-)
-def test_kept_counts_are_of_this_code(kept):
-    assert bench.stale({**kept, "command": bytecodes.COMMAND}) == []
-
-
-def test_the_versions_of_the_constraint_file_are_counted():
-    """The recount below is skipped elsewhere, and is not to be where CI runs it."""
-    pins = (catalog.root() / "constraints" / "python3.12.txt").read_text().splitlines()
-    versions = dict(pin.split("==") for pin in pins if "==" in pin)
-    environment = {"python": "3.12", "flax": versions["flax"], "jax": versions["jax"]}
-    kept = bytecodes.load(KEPT)["recorded"]
-    assert environment in [entry["environment"] for entry in kept]
 
 
 # One problem of each kind of benchmark; `linen2nnx bench --bytecodes` counts all.
@@ -142,14 +193,35 @@ COUNTED_AGAIN = [
 ]
 
 
+def kept_counts(name, environment):
+    """The record of these versions; None if there is none."""
+    found = kept.load(catalog.find(name), kept.results_folder()).bytecodes()
+    return next((r for r in found if r.environment == environment), None)
+
+
+@pytest.mark.parametrize("name", COUNTED_AGAIN)
+def test_the_versions_of_the_constraint_file_are_counted(name):
+    """The recount below is skipped elsewhere, and is not to be where CI runs it."""
+    pins = (catalog.root() / "constraints" / "python3.12.txt").read_text().splitlines()
+    versions = dict(pin.split("==") for pin in pins if "==" in pin)
+    environment = {"python": "3.12", "flax": versions["flax"], "jax": versions["jax"]}
+    assert kept_counts(name, environment) is not None
+
+
 @counting
-def test_idioms_execute_as_many_bytecodes_as_recorded():
+def test_idioms_execute_as_many_bytecodes_as_recorded(tmp_path, monkeypatch):
     """More of them is more work in Python on every call, whatever the machine."""
-    kept = bytecodes.recorded(bytecodes.load(KEPT))
-    if kept is None:
-        versions = bytecodes.environment()
-        pytest.skip(f"no counts of {versions} yet; `{bytecodes.COMMAND}` records them")
-    before = [row for row in kept["counts"] if row["problem"] in COUNTED_AGAIN]
-    again = bytecodes.measure([catalog.find(name) for name in COUNTED_AGAIN])
-    changes = bytecodes.changes({"counts": before}, again)
+    monkeypatch.setenv("LINEN2NNX_CACHE", str(tmp_path))
+    environment = bytecodes.environment()
+    found = {name: kept_counts(name, environment) for name in COUNTED_AGAIN}
+    before = {
+        name: record.counts
+        for name, record in found.items()
+        if record and record.digest == digest_of(catalog.find(name), "bytecodes")
+    }
+    if not before:
+        pytest.skip(f"no counts of this code and {environment} are kept")
+    again = bytecodes.bytecodes([*map(catalog.find, before)], fresh=True)
+    after = {results.problem: results.records[0].counts for results in again}
+    changes = bytecodes.changes(before, after)
     assert not changes, "\n".join([*changes, f"`{bytecodes.COMMAND}` records them"])

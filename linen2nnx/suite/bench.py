@@ -23,6 +23,7 @@ from rich.text import Text
 
 from linen2nnx.cost import paired
 from linen2nnx.cost.paired import LIMIT, REFERENCE
+from linen2nnx.files import compilation_cache, compiled_folder
 from linen2nnx.suite import catalog, kept, records
 from linen2nnx.suite.digests import digest_of
 from linen2nnx.suite.pytest_run import PytestRun
@@ -30,11 +31,10 @@ from linen2nnx.suite.records import Cost, Measurement, Results
 
 COMMAND = "linen2nnx bench --save"
 AS_CHEAP_AS_LINEN = 1.05
-PROCESSES = 4
+PROCESSES = 3
 VARIABLES = {
     "PYTHONHASHSEED": "0",
     "PYTEST_XDIST_WORKER": "",  # inherited, it would disable the benchmarks
-    "JAX_ENABLE_COMPILATION_CACHE": "0",
 }
 
 Progress = Callable[[int, int, str], None]
@@ -314,7 +314,7 @@ def _run(
             *("--noconftest", "-m", "cost"),
             *("--benchmark-enable", "--benchmark-json", folder / "benchmark.json"),
         ],
-        VARIABLES,
+        VARIABLES | compilation_cache(compiled_folder()),
         folder,
     )
     try:
@@ -334,7 +334,8 @@ def _run(
                     errors.append(event["message"])
             time.sleep(0.2)
         if errors:
-            raise BenchError(f"{problem.name}: {'; '.join(errors)}")
+            more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
+            raise BenchError(f"{problem.name}: {errors[0]}{more}")
         if error := run.error():
             raise BenchError(f"{problem.name}: its benchmark {error}")
     finally:

@@ -105,7 +105,7 @@ def _code(path: Path, stamp: int, with_tests: bool) -> bytes:
         if isinstance(
             node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         ) and _has_docstring(node.body):
-            node.body[0] = ast.Pass()
+            del node.body[0]
     return repr(_plain(tree)).encode()
 
 

@@ -102,7 +102,7 @@ class Outcome(msgspec.Struct):
         kinds = {verdict_of(failure) for failure in self.failures}
         for kind in ("differs", "fails", "pitfall changed"):
             if kind in kinds:
-                return kind  # type: ignore[return-value]
+                return kind
         return "holds"
 
     @property

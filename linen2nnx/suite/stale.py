@@ -57,7 +57,7 @@ def _lines(
         if record is None:
             yield f"{problem.name}: no {name} yet; {renew} measures it"
         elif record.digest != digest_of(problem, kind):  # type: ignore[arg-type]
-            yield f"{problem.name}: its {name} is of other code; {renew} renews it"
+            yield f"{problem.name}: {name} of other code; {renew} renews it"
 
 
 def _newest(records: Sequence[_OfRelease]) -> _OfRelease | None:
