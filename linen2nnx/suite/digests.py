@@ -19,7 +19,7 @@ from linen2nnx.suite.records import Kind
 RUNS: Mapping[Kind, tuple[str, ...]] = {
     "parity": ("parity_tests.conftest", "linen2nnx.suite.plugin"),
     "cost": (),
-    "bytecodes": ("linen2nnx.suite.bytecodes",),
+    "bytecodes": ("linen2nnx.cost.bytecodes",),
 }
 LEFT_OUT: Mapping[Kind, tuple[str, ...]] = {
     "parity": ("linen2nnx.cost",),
