@@ -135,8 +135,8 @@ def compare(
     """Time arms against the first of them, in this process.
 
     Rounds go on until every interval is tight, or the time is up, with the garbage
-    collector off. If the control is off, they go on for twice as long, and once more for
-    four times.
+    collector off. If the control is off, they go on for twice as long, and once more
+    for four times.
 
     Args:
         arms: at least two; the first is the reference.
