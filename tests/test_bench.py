@@ -172,7 +172,7 @@ def test_bench_of_a_small_problem(clone, monkeypatch):
             "state/p: test_x: KeyError: 'x'",
         ),
         ("import no_such_module", "No module named 'no_such_module'"),
-        ("def test_x():\n    pass", "state/p: its benchmark stopped"),
+        ("import os\nos._exit(3)", "state/p: its benchmark stopped with exit status 3"),
     ],
 )
 def test_a_benchmark_that_fails_is_an_error_and_not_kept(clone, quick, code, message):
@@ -183,6 +183,15 @@ def test_a_benchmark_that_fails_is_an_error_and_not_kept(clone, quick, code, mes
     assert message in str(error.value)
     assert not [*clone.glob("docs/results/**/*.json")]
     assert kept._find(P, "cost", ENVIRONMENT) is None
+
+
+def test_a_problem_that_declares_no_cost_has_none(clone, quick):
+    P.test_path().write_text("def test_x():\n    pass")
+    quick.undo()
+    (found,) = bench.bench([P])
+    (record,) = found.records
+    assert (record.measurements, record.environment) == ([], ENVIRONMENT)
+    assert "state/p declares no cost" in text_of(found)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from linen2nnx.cost import arms, paired
+from linen2nnx.cost import arms
+from linen2nnx.modes import in_mode
 from linen2nnx.suite import catalog
 
 PROBLEMS = [problem.name for problem in catalog.problems()]
@@ -22,9 +23,9 @@ def benchmark_of(problem):
 def test_an_idiom_that_is_not_compiled_has_the_program_of_one_that_is(problem):
     """So that their compilation, and what runs on the device, are not timed apart."""
     benchmark = benchmark_of(problem)
-    pair = benchmark.make_pair(benchmark.layers[0])
+    timed = benchmark.at(benchmark.layers[0])
     programs = {
-        key: _program_text(arms.make_arm(pair, arms.TRACE, *key))
+        key: _program_text(arms.make_arm(timed, arms.TRACE, *key))
         for key in benchmark.idioms[arms.TRACE]
     }
     compiled = [programs[key] for key in benchmark.idioms[arms.COMPILE]]
@@ -36,9 +37,9 @@ def test_an_idiom_that_is_not_compiled_has_the_program_of_one_that_is(problem):
 def test_what_is_traced_is_not_known_to_jax(problem):
     """Else a first call would be found in a cache, and cost next to nothing."""
     benchmark = benchmark_of(problem)
-    pair = benchmark.make_pair(benchmark.layers[0])
+    timed = benchmark.at(benchmark.layers[0])
     for idiom in ("Linen", "jax.numpy", "held pure dict"):
-        first, second = (pair.program(idiom)[0].__wrapped__ for _ in range(2))
+        first, second = (timed.program(idiom)[0].__wrapped__ for _ in range(2))
         assert first != second
 
 
@@ -87,7 +88,7 @@ def _program_text(arm):
     Leaves are ordered by collection in Linen and by module in nnx, so that the
     statistics of a norm are in other places.
     """
-    with paired.in_mode(arm.mode):
+    with in_mode(arm.mode):
         first, *rest = arm.function(arm.prepare()).as_text().splitlines()
     assert first.startswith("module @")
     text = re.sub(r'jax.result_info = "[^"]*"', "", "\n".join(rest))

@@ -84,7 +84,7 @@ class Benchmark:
     idioms: Mapping[str, Sequence[Idiom]]
     layers: Sequence[int | None] = (None,)
     most_traced: int = 16
-    most_compiled: int = 4  # compiling 16 takes as long as all that is called
+    most_compiled: int = 4  # 16 take as long as all that is called
     checked_calls: int = 1
     draws_keys: bool = False
     limit_tolerance: Tolerance | None = None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from linen2nnx.cost.arms import EAGER, EDIT, JITTED, Benchmark, checked_arm
-from linen2nnx.cost.paired import in_mode
+from linen2nnx.modes import in_mode
 
 WHATS = (JITTED, EAGER, EDIT)
 SIZES = 2  # the smallest numbers of layers that are counted

@@ -73,8 +73,6 @@ class Step:
                 COMPILE: COMPILED_IDIOMS,
             },
             self.layers,
-            most_traced=16,
-            most_compiled=4,  # a step of four takes as long as a call of 64
             checked_calls=3,
             draws_keys=self.draws_keys,
             limit_tolerance=self.limit_tolerance,

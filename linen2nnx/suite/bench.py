@@ -89,16 +89,17 @@ def bench(
         RecordError: if a file of the clone holds no records.
         OSError: if a record cannot be written.
     """
+    environment = _environment()
 
     def measure(
         missing: Sequence[catalog.ProblemFiles],
     ) -> Iterator[tuple[catalog.ProblemFiles, Cost]]:
         for problem in missing:
-            yield problem, _measure(problem, progress)
+            yield problem, _measure(problem, environment, progress)
 
     folder = kept.results_folder() if save else None
     return kept.complete(
-        problems, "cost", _environment(), measure, fresh=fresh, folder=folder
+        problems, "cost", environment, measure, fresh=fresh, folder=folder
     )
 
 
@@ -121,8 +122,10 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _measure(problem: catalog.ProblemFiles, progress: Progress) -> Cost:
-    """Time every idiom of a problem."""
+def _measure(
+    problem: catalog.ProblemFiles, environment: dict[str, str], progress: Progress
+) -> Cost:
+    """Time every idiom of a problem; there is none if it declares no cost."""
     date, code = records.now(), digest_of(problem, "cost")
     runs: list[list[dict[str, Any]]] = []
     rejected: dict[str, str] = {}
@@ -142,10 +145,11 @@ def _measure(problem: catalog.ProblemFiles, progress: Progress) -> Cost:
     measurements = msgspec.convert(rows, list[Measurement])
     published = {_label(row) for row in measurements}
     missing = [f"{k}: {why}" for k, why in rejected.items() if k not in published]
-    if not measurements:
+    if missing and not measurements:
         why = "; ".join(missing)
         raise BenchError(f"{problem.name}: nothing was published: {why}")
-    environment = rows[0]["environment"]
+    if rows:
+        environment = rows[0]["environment"]
     on_cpu = environment["device"].startswith("cpu")
     return Cost(
         digest=code,
@@ -207,13 +211,17 @@ def render(found: Sequence[Results]) -> Group:
         found: results with one record of cost each.
     """
     parts: list[Table | Text] = []
-    not_published = []
+    not_published, timed = [], []
     for results in found:
         (cost,) = (r for r in results.records if isinstance(r, Cost))
+        if not (cost.measurements or cost.not_published):
+            parts.append(Text(f"{results.problem} declares no cost\n"))
+            continue
         parts += [_table(results.problem, cost.measurements), _verdict(cheapest(cost))]
+        timed.append(cost)
         not_published += [f"{results.problem}, {line}" for line in cost.not_published]
-    if found:
-        parts.append(_footer(cost))
+    if timed:
+        parts.append(_footer(timed[-1]))
     parts += [Text(f"not published: {line}", style="red") for line in not_published]
     return Group(*parts)
 
@@ -308,6 +316,7 @@ def _run(
     done = 0
     rejected: dict[str, str] = {}
     errors: list[str] = []
+    is_timed = True
     run = PytestRun(
         [problem.test_path()],
         [
@@ -332,11 +341,13 @@ def _run(
                     progress(done, run.total, name)
                 elif event["event"] == "error":
                     errors.append(event["message"])
+                elif event["event"] == "collected":
+                    is_timed = event["tests"] > 0
             time.sleep(0.2)
         if errors:
             more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
             raise BenchError(f"{problem.name}: {errors[0]}{more}")
-        if error := run.error():
+        if is_timed and (error := run.error()):
             raise BenchError(f"{problem.name}: its benchmark {error}")
     finally:
         run.stop()
