@@ -99,8 +99,11 @@ def _names(tree: ast.Module) -> Iterator[str]:
 def _code(path: Path, stamp: int, with_tests: bool) -> bytes:
     """A file as its syntax tree in text, without docstrings, or without tests too."""
     tree = ast.parse(path.read_text())
-    if not with_tests:
-        tree.body = [node for node in tree.body if not _is_test(node)]
+    tree.body = [
+        node
+        for node in tree.body
+        if not _is_expected(node) and (with_tests or not _is_test(node))
+    ]
     for node in ast.walk(tree):
         if isinstance(
             node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -121,6 +124,13 @@ def _plain(node: object) -> object:
 
 def _is_test(node: ast.stmt) -> bool:
     return isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+
+
+def _is_expected(node: ast.stmt) -> bool:
+    """Whether it is the list that a result is compared with; nothing runs it."""
+    return isinstance(node, ast.Assign) and [*map(ast.unparse, node.targets)] == [
+        "EXPECTED"
+    ]
 
 
 def _has_docstring(body: list[ast.stmt]) -> bool:

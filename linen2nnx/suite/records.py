@@ -29,9 +29,10 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
+from packaging.version import Version
 
 from linen2nnx.files import write_whole
 
@@ -60,14 +61,14 @@ class Compared(msgspec.Struct):
     largest_difference: Difference = 0.0
 
 
-class Failure(msgspec.Struct):
+class Failure(msgspec.Struct, frozen=True):
     """A test that failed, and what it raised."""
 
     test: str
     message: str
 
 
-class Warned(msgspec.Struct):
+class Warned(msgspec.Struct, frozen=True):
     """A warning, and the file and line of ours that led to it."""
 
     message: str
@@ -241,7 +242,7 @@ class Results(msgspec.Struct, kw_only=True):
     def put(self, record: AnyRecord) -> None:
         """Add a record in the place of an older one of the same key."""
         others = [r for r in self.records if r.key != record.key]
-        self.records = sorted([*others, record], key=lambda r: r.key)
+        self.records = sorted([*others, record], key=_order)
 
 
 def load(path: Path) -> Results:
@@ -251,7 +252,7 @@ def load(path: Path) -> Results:
         RecordError: in one line, if it holds no records that this version reads.
         OSError: if it cannot be read.
     """
-    return _load(path, Results)
+    return read(path, Results)
 
 
 def save(results: Results, path: Path) -> None:
@@ -261,7 +262,7 @@ def save(results: Results, path: Path) -> None:
         OSError: if it cannot be written; the old file is left then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(results, path)
+    write(results, path)
 
 
 def save_all(results: Sequence[Results], path: Path) -> None:
@@ -273,7 +274,7 @@ def save_all(results: Sequence[Results], path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    _write(_All(problems=[*results]), path)
+    write(_All(problems=[*results]), path)
 
 
 def load_all(path: Path) -> list[Results]:
@@ -283,7 +284,7 @@ def load_all(path: Path) -> list[Results]:
         RecordError: in one line, if it holds no records that this version reads.
         OSError: if it cannot be read.
     """
-    return _load(path, _All).problems
+    return read(path, _All).problems
 
 
 class _All(msgspec.Struct, kw_only=True):
@@ -297,7 +298,13 @@ class _Head(msgspec.Struct):
     version: int = 0
 
 
-def _load(path: Path, content_type: type[_T]) -> _T:
+def read(path: Path, content_type: type[_T]) -> _T:
+    """Read a file of results of that type. The inverse of `write`.
+
+    Raises:
+        RecordError: in one line, if it is no such file.
+        OSError: if it cannot be read.
+    """
     content = path.read_bytes()
     try:
         head = msgspec.json.decode(content, type=_Head)
@@ -308,7 +315,12 @@ def _load(path: Path, content_type: type[_T]) -> _T:
         raise RecordError(f"{path} holds no {FORMAT}: {error}") from error
 
 
-def _write(content: msgspec.Struct, path: Path) -> None:
+def write(content: msgspec.Struct, path: Path) -> None:
+    """Write a file of results, in one step. The inverse of `read`.
+
+    Raises:
+        OSError: if it cannot be written; the old file is left then.
+    """
     plain = _finite(msgspec.to_builtins(content))
     text = msgspec.json.format(msgspec.json.encode(plain), indent=1)
     write_whole(path, text + b"\n")
@@ -336,6 +348,12 @@ def verdict_of(failure: Failure) -> Verdict:
         return "pitfall changed"
     differs = "ParityError" in failure.message.partition(":")[0]
     return "differs" if differs else "fails"
+
+
+def _order(record: AnyRecord) -> tuple[Any, ...]:
+    """By kind, and then by device or by versions."""
+    kind, *rest = record.key
+    return kind, *(rest if isinstance(record, Cost) else map(Version, rest))
 
 
 def _finite(value: object) -> object:

@@ -20,6 +20,15 @@ from linen2nnx.suite.problem import Mistake, Problem
 from linen_impl.checkpoints import orbax_linen_to_nnx as linen
 from nnx_impl.checkpoints import orbax_linen_to_nnx as nnx_side
 
+EXPECTED = [
+    {
+        "flax": "<0.12.0",
+        "modes": ["graph"],
+        "verdict": "not there yet",
+        "cause": "a pitfall is shown with nnx.List, since 0.12.0",
+    },
+]
+
 RENAME = {"Dense_0": "hidden", "BatchNorm_0": "norm", "Dense_1": "output"}
 
 

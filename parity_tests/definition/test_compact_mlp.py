@@ -24,6 +24,22 @@ from linen2nnx.suite.problem import (
 from linen_impl.definition import compact_mlp as linen
 from nnx_impl.definition import compact_mlp as nnx_side
 
+EXPECTED = [
+    {
+        "flax": "<0.12.0",
+        "modes": ["graph"],
+        "verdict": "not there yet",
+        "cause": "the layers of the loop are in an nnx.List, since 0.12.0",
+    },
+    {
+        "flax": ">=0.12.4,<0.12.7",
+        "modes": ["graph", "tree"],
+        "verdict": "holds with warnings",
+        "cause": "flax calls get_opaque_trace_state, which jax 0.10 "
+        "deprecates; the first problem shows it",
+    },
+]
+
 # din, hidden, features. Of the square one the shapes do not tell the layers apart.
 SIZES = [(1, 5, 33), (5, 5, 5)]
 LOOP_SIZES = [(1, 12, 33), (5, 2, 5)]  # din, num_layers, features

@@ -18,6 +18,21 @@ from linen2nnx.suite.problem import Compare, Edit, Mistake, Problem
 from linen_impl.definition import setup_submodules as linen
 from nnx_impl.definition import setup_submodules as nnx_side
 
+EXPECTED = [
+    {
+        "flax": "<0.12.0",
+        "modes": ["graph"],
+        "verdict": "not there yet",
+        "cause": "the layers are in an nnx.List, since 0.12.0",
+    },
+    {
+        "flax": ">=0.12.0,<0.12.6",
+        "modes": ["graph"],
+        "verdict": "pitfall changed",
+        "cause": "the error for a plain container of layers has other words",
+    },
+]
+
 OUTPUTS = "outputs", "state"
 
 

@@ -17,6 +17,15 @@ from linen2nnx.suite.problem import Compare, Mistake, Problem
 from linen_impl.randomness import dropout_same_mask as linen
 from nnx_impl.randomness import dropout_same_mask as nnx_side
 
+EXPECTED = [
+    {
+        "flax": "<0.11.0",
+        "modes": ["graph"],
+        "verdict": "fails",
+        "cause": "nnx.Dropout takes a key as rngs since 0.11.0",
+    },
+]
+
 ONES = np.ones(64, np.float32)  # of 64 values two masks are hardly the same
 KEY = jax.random.key(0)
 OUTPUTS = "outputs", "state"

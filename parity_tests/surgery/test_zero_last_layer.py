@@ -16,6 +16,21 @@ from linen2nnx.suite.problem import Compare, Edit, Mistake, Problem
 from linen_impl.surgery import zero_last_layer as linen
 from nnx_impl.surgery import zero_last_layer as nnx_side
 
+EXPECTED = [
+    {
+        "flax": "<0.12.0",
+        "modes": ["graph"],
+        "verdict": "not there yet",
+        "cause": "the layers are in an nnx.List, since 0.12.0",
+    },
+    {
+        "flax": ">=0.12.0,<0.12.6",
+        "modes": ["graph"],
+        "verdict": "pitfall changed",
+        "cause": "the error for a plain list of layers has other words",
+    },
+]
+
 
 def mlp(din, num_layers, features):
     create = partial(nnx_side.MLP, din, num_layers, features)

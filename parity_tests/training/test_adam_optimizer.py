@@ -24,6 +24,33 @@ from linen2nnx.suite.training import (
 from linen_impl.training import adam_optimizer as linen
 from nnx_impl.training import adam_optimizer as nnx_side
 
+EXPECTED = [
+    {
+        "flax": "<0.12.0",
+        "modes": ["graph"],
+        "verdict": "not there yet",
+        "cause": "the layers are in an nnx.List, since 0.12.0",
+    },
+    {
+        "flax": "==0.12.0",
+        "modes": ["graph"],
+        "verdict": "fails",
+        "cause": "Optimizer.update does not drop the gradients outside wrt",
+    },
+    {
+        "flax": ">0.12.0,<0.12.6",
+        "modes": ["graph"],
+        "verdict": "not there yet",
+        "cause": "a pitfall is shown with nnx.set_graph_mode, since 0.12.6",
+    },
+    {
+        "flax": "==0.12.6",
+        "modes": ["graph", "tree"],
+        "verdict": "pitfall changed",
+        "cause": "Optimizer.update returns no updates",
+    },
+]
+
 SCHEDULE = 0.1, 12  # the first step is at rate zero, the second at the peak
 DEEP = 3, 12, 5  # of a width at which no layer is dead
 CLIPPING_ROUNDS = parity.Tolerance(

@@ -19,6 +19,28 @@ from linen2nnx.suite.problem import Mistake, Problem
 from linen_impl.transforms import scan_over_layers as linen
 from nnx_impl.transforms import scan_over_layers as nnx_side
 
+EXPECTED = [
+    {
+        "flax": "<0.11.0",
+        "modes": ["graph"],
+        "verdict": "fails",
+        "cause": "a dropout holds the Rngs that it got, whose keys "
+        "nnx.split_rngs puts together again",
+    },
+    {
+        "flax": ">=0.11.0,<0.12.0",
+        "modes": ["graph"],
+        "verdict": "not there yet",
+        "cause": "the layers that are stacked are in an nnx.List, since 0.12.0",
+    },
+    {
+        "flax": "==0.12.6",
+        "modes": ["tree"],
+        "verdict": "differs",
+        "cause": "nnx.scan in tree mode returns the carry that it was given",
+    },
+]
+
 
 def scanned(din, num_layers, features):
     return Pair(
