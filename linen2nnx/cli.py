@@ -26,9 +26,9 @@ from linen2nnx.files import write_whole
 from linen2nnx.suite import bench as benchmarks
 from linen2nnx.suite import bytecodes as counts
 from linen2nnx.suite import catalog, kept, records
-from linen2nnx.suite.check import CheckError
+from linen2nnx.suite.check import Checked, CheckError
 from linen2nnx.suite.check import check as run_check
-from linen2nnx.suite.results import render
+from linen2nnx.suite.check_table import CheckTable, details
 from linen2nnx.suite.stale import stale as list_stale
 
 SIDE_WIDTH = 68
@@ -51,6 +51,14 @@ def check(
             help="Releases of flax to compare: 0.12.8, 0.12.8+jax0.10.2, "
             "0.12.6..0.12.8, current, latest, a wheel or folder of flax. "
             "None: only the tests, in the current environment."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="A problem, or a chapter such as surgery/; several are fine.",
         ),
     ] = None,
     python: Annotated[
@@ -101,6 +109,10 @@ def check(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the results to FILE."),
     ] = None,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="Keep the results in docs/results of the clone."),
+    ] = False,
     markdown: Annotated[
         Path | None,
         typer.Option("--markdown", metavar="FILE", help="Write the report to FILE."),
@@ -128,49 +140,84 @@ def check(
         needed.append(f"--requirements={requirements.resolve()}")
     if needed and tests is None:
         _fail("--with and --requirements say what --tests needs; it takes a path")
+    try:
+        problems = catalog.chosen(only or [])
+        folder = kept.results_folder() if save else None
+    except (catalog.UnknownProblemError, kept.NotKeptError) as error:
+        _fail(str(error))
     if release:
         options = {
+            "problems": problems,
             "python": python,
             "newest_jax": jax == "newest",
             "limit": limit,
             "fresh": fresh,
             "tests": tests,
             "requirements": needed,
+            "folder": folder,
         }
         _check_releases(release, options, json, markdown, junit)
     for option, given in {
         "--python": python,
         "--jax": jax,
-        "--fresh": fresh,
         "--tests": tests,
         "--markdown": markdown,
         "--junit": junit,
     }.items():
         if given:
             _fail(f"{option} is for releases; name one, such as 0.12.8")
+    _check_here(problems, fresh, json, folder)
+
+
+def _check_here(
+    problems: list[catalog.ProblemFiles],
+    fresh: bool,
+    json: Path | None,
+    folder: Path | None,
+) -> NoReturn:
+    """Check in the current environment, print, write and exit."""
     console, errors = Console(), Console(stderr=True)
+    bars = console if console.is_terminal else errors  # lines go above the bar
     columns = ("parity tests", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    table = CheckTable(problem.name for problem in problems)
+    has_head = False
+
+    def show(checked: Checked) -> None:
+        nonlocal has_head
+        if not has_head:
+            console.print(table.head(checked.record.environment))
+            has_head = True
+        console.print(table.line(checked))
+        if folder is not None:
+            kept.put(checked.problem, checked.record, folder)
+
     try:
         with Progress(
-            *columns, console=errors, transient=True, disable=not errors.is_terminal
+            *columns, console=bars, transient=True, disable=not bars.is_terminal
         ) as progress:
             task = progress.add_task("", total=None)
-            results = run_check(
-                lambda done, total: progress.update(
+            found = run_check(
+                problems,
+                fresh=fresh,
+                progress=lambda done, total: progress.update(
                     task, completed=done, total=total or None
-                )
+                ),
+                ended=show,
             )
-    except CheckError as error:
+        console.print(details(found))
+        if json is not None:
+            of_problems = [
+                records.Results(problem=c.problem.name, records=[c.record])
+                for c in found
+            ]
+            records.save_all(of_problems, json)
+    except (CheckError, records.RecordError) as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename2 or error.filename} was not written: {error.strerror}")
     except KeyboardInterrupt:
-        _fail("interrupted")
-    console.print(render(results))
-    if json is not None:
-        try:
-            results.save(json)
-        except OSError as error:
-            _fail(f"{json} was not written: {error.strerror}")
-    raise typer.Exit(0 if results.all_hold else 1)
+        _fail("interrupted; what had ended is kept, and the next check goes on there")
+    raise typer.Exit(0 if all(checked.record.holds for checked in found) else 1)
 
 
 def _check_releases(

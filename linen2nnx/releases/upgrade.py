@@ -32,7 +32,7 @@ from linen2nnx.releases.environments import (
     Uv,
 )
 from linen2nnx.suite import bytecodes, catalog, expected
-from linen2nnx.suite.check import (
+from linen2nnx.suite.seen import (
     WARNINGS,
     Seen,
     options,

@@ -7,6 +7,7 @@ showing are quick.
 import ast
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -167,6 +168,31 @@ def problems() -> list[ProblemFiles]:
         ProblemFiles(name)
         for name in sorted(names, key=lambda n: (CHAPTERS.index(n.split("/")[0]), n))
     ]
+
+
+def chosen(names: Sequence[str]) -> list[ProblemFiles]:
+    """The problems that are named, in the order of the site; all if none is.
+
+    Args:
+        names: each a problem, or a chapter with its slash, such as `surgery/`.
+
+    Raises:
+        UnknownProblemError: naming the nearest problem, or the chapters that there are.
+    """
+    found = set()
+    chapters = list(dict.fromkeys(problem.chapter for problem in problems()))
+    for name in names:
+        chapter = name.removesuffix("/")
+        if not name.endswith("/"):
+            found.add(find(name))
+        elif chapter in chapters:
+            found |= {p for p in problems() if p.chapter == chapter}
+        else:
+            raise UnknownProblemError(
+                f"there is no chapter {name!r}; there are "
+                f"{', '.join(f'{name}/' for name in chapters)}"
+            )
+    return [problem for problem in problems() if problem in found or not names]
 
 
 def find(name: str) -> ProblemFiles:

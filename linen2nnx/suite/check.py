@@ -1,174 +1,189 @@
-"""Run the parity tests of the suite in the current environment.
+"""Run the parity tests of problems in the current environment.
 
-Each mode of nnx gets a pytest process of its own, both at the same time.
+Each mode of nnx gets a pytest process of its own, both at the same time. What a problem
+showed in a mode is kept as it ends, and runs again only when the code or what is
+installed has changed.
 """
 
+import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from linen2nnx.files import compilation_cache
-from linen2nnx.suite import catalog
+from linen2nnx.files import cache_folder
+from linen2nnx.suite import cached, catalog
+from linen2nnx.suite.digests import digest_of
 from linen2nnx.suite.modes import MODES
 from linen2nnx.suite.pytest_run import PytestRun
-from linen2nnx.suite.results import Outcome, Results, is_pitfall, largest
-
-# Processes share compiled programs; one that reads what another writes compiles anew.
-WARNINGS = (
-    "filterwarnings=always\n"
-    "ignore:Error (reading|writing) persistent compilation cache entry:UserWarning"
-)
+from linen2nnx.suite.records import Outcome, Parity, now
+from linen2nnx.suite.seen import Seen, options
 
 
 class CheckError(RuntimeError):
     """The check could not run."""
 
 
+@dataclass(frozen=True)
+class Checked:
+    """One problem whose tests have run in both modes.
+
+    Attributes:
+        problem: which.
+        record: what they showed.
+        is_kept: whether some of that is of an earlier run.
+    """
+
+    problem: catalog.ProblemFiles
+    record: Parity
+    is_kept: bool
+
+
 def check(
+    problems: Sequence[catalog.ProblemFiles],
+    *,
+    fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Results:
-    """Check every problem in graph and in tree mode.
+    ended: Callable[[Checked], None] = lambda checked: None,
+) -> list[Checked]:
+    """Check problems in graph and in tree mode.
 
     Args:
-        progress: called with the number of tests that ended and of all tests.
+        problems: which.
+        fresh: run what an earlier check has kept, too.
+        progress: called often, with the number of tests that ended and of all tests.
+        ended: called with each problem when it has ended in both modes.
+
+    Returns:
+        All of them, in the order of `problems`.
 
     Raises:
-        CheckError: if pytest could not run the suite to its end.
+        CheckError: if there is no problem, or pytest could not run them to their end.
+        OSError: if a result cannot be kept.
     """
-    problems = catalog.problems()
     if not problems:
         raise CheckError(f"there is no problem in {catalog.root()}")
-    date = datetime.now(UTC).isoformat(timespec="seconds")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runs = {mode: _Run(mode, folder) for mode in MODES}
-        for run in runs.values():
-            stack.callback(run.process.stop)
+        runs = [_Run(mode, problems, fresh) for mode in MODES]
+        for run in runs:
+            run.start(folder)
+            stack.callback(run.stop)
+        found: dict[str, Checked] = {}
         running = True
         while running:
-            running = any(run.process.is_running() for run in runs.values())
-            for run in runs.values():
+            running = any(run.is_running() for run in runs)
+            for run in runs:
                 run.read()
-            progress(
-                sum(run.seen.ended for run in runs.values()),
-                sum(run.process.total for run in runs.values()),
-            )
-            time.sleep(0.1)
-        for run in runs.values():
-            run.finish()
-    return Results(
-        command="linen2nnx check",
-        date=date,
-        environment=runs["graph"].seen.environment,
-        problems={
-            problem.name: {mode: run.outcome(problem) for mode, run in runs.items()}
-            for problem in problems
-        },
-    )
-
-
-def options(mode: str) -> list[str]:
-    """Pytest's options for the parity tests in one mode."""
-    return [
-        *("--override-ini", WARNINGS),
-        *("--override-ini", "python_files=test_*.py"),
-        *("--continue-on-collection-errors", "--nnx-mode", mode),
-    ]
+            for problem in problems:
+                if problem.name not in found and all(
+                    problem.name in run.ended for run in runs
+                ):
+                    found[problem.name] = _both(problem, runs)
+                    ended(found[problem.name])
+            progress(sum(r.tests_ended for r in runs), sum(r.tests for r in runs))
+            if running:
+                time.sleep(0.1)
+    return [found[problem.name] for problem in problems]
 
 
 class _Run:
-    """The pytest process of one mode and what it has reported so far."""
+    """What problems show in one mode: what is kept, and a process for the others."""
 
-    def __init__(self, mode: str, folder: Path) -> None:
+    def __init__(
+        self, mode: str, problems: Sequence[catalog.ProblemFiles], fresh: bool
+    ) -> None:
+        depends_on = {
+            "packages": cached.installed(),
+            "python": platform.python_version(),
+            "machine": cached.machine(),
+            "switches": cached.switches(),
+            "mode": mode,
+        }
         self.mode = mode
-        self.process = PytestRun(
-            [catalog.root() / "parity_tests"],
-            options(mode),
-            compilation_cache(folder / "compiled"),
-            folder,
-            mode,
-        )
-        self.seen = Seen()
+        self.code = {p.name: digest_of(p, "parity") for p in problems}
+        self.files = {
+            name: cached.path_of(cache_folder(), name, "parity", code, **depends_on)
+            for name, code in self.code.items()
+        }
+        self.ended: dict[str, Parity] = {}
+        for name, file in self.files.items():
+            record = None if fresh else cached.find(file)
+            if isinstance(record, Parity):
+                self.ended[name] = record
+        self.kept = frozenset(self.ended)
+        self.missing = [p for p in problems if p.name not in self.kept]
+        self.seen = Seen(catalog.root())
+        self.process: PytestRun | None = None
+
+    def start(self, folder: Path) -> None:
+        """Start the process, unless there is nothing to run."""
+        if self.missing:
+            files = [problem.test_path() for problem in self.missing]
+            self.process = PytestRun(files, options(self.mode), {}, folder, self.mode)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.stop()
+
+    @property
+    def tests(self) -> int:
+        return self.process.total if self.process else 0
+
+    @property
+    def tests_ended(self) -> int:
+        return self.seen.ended
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.is_running()
 
     def read(self) -> None:
-        """Take what was reported since the last call."""
+        """Take what was reported since the last call, and keep what has ended.
+
+        Raises:
+            CheckError: if the process has stopped before its end.
+        """
+        if self.process is None or self.seen.is_finished:
+            return
+        is_running = self.process.is_running()  # before its events are read
         for event in self.process.events():
             self.seen.take(event)
+        for name in self.seen.take_ended():
+            self._end(name)
+        if self.seen.is_finished:
+            for problem in self.missing:
+                if problem.name not in self.ended:
+                    self._end(problem.name)
+        elif not is_running:
+            cause = self.process.last_words()
+            raise CheckError(f"the tests in {self.mode} mode {cause}")
 
-    def finish(self) -> None:
-        """Raise an error unless the process ran every test to its end."""
-        if error := self.process.error():
-            raise CheckError(f"the tests in {self.mode} mode {error}")
-
-    def outcome(self, problem: catalog.ProblemFiles) -> Outcome:
-        """What became of one problem."""
-        return self.seen.outcomes.get(problem.name, Outcome())
-
-
-class Seen:
-    """What pytest processes reported, by problem.
-
-    Attributes:
-        ended: how many tests ended.
-        environment: versions and device.
-        outcomes: by problem.
-        running: the test that has started and not ended; None between tests.
-    """
-
-    def __init__(self, name_of: Callable[[str], str] | None = None) -> None:
-        """Nothing yet.
-
-        Args:
-            name_of: the problem that a test belongs to; None is that of the suite.
-        """
-        self.name_of = name_of or problem_name
-        self.ended = 0
-        self.environment: dict[str, str] = {}
-        self.outcomes: dict[str, Outcome] = {}
-        self.running: str | None = None
-
-    def take(self, event: dict[str, Any]) -> None:
-        """Take one event of the plugin."""
-        kind = event["event"]
-        if kind == "collected":
-            self.environment = event["environment"]
-        elif kind == "started":
-            self.running = event["test"]
-        elif kind != "finished":
-            outcome = self.outcomes.setdefault(self.name_of(event["test"]), Outcome())
-            getattr(self, f"_take_{kind}")(outcome, event)
-
-    def _take_test(self, outcome: Outcome, event: dict[str, Any]) -> None:
-        self.running = None
-        self.ended += 1
-        outcome.tests += 1
-        if is_pitfall(event["test"]):  # they compare what is to differ
-            event["compared"] = {}
-        for check, (leaves, difference) in event["compared"].items():
-            compared = outcome.compared.setdefault(
-                check, {"leaves": 0, "largest_difference": 0.0}
-            )
-            compared["leaves"] += leaves
-            so_far = compared["largest_difference"]
-            compared["largest_difference"] = largest([so_far, difference])
-        if event["outcome"] == "failed":
-            self._take_error(outcome, event)
-
-    def _take_error(self, outcome: Outcome, event: dict[str, Any]) -> None:
-        failure = {"test": event["test"], "message": event["message"]}
-        outcome.failures.append(failure)
-
-    def _take_warning(self, outcome: Outcome, event: dict[str, Any]) -> None:
-        warning = {"message": event["message"], "where": event["where"]}
-        if warning not in outcome.warnings:
-            outcome.warnings.append(warning)
+    def _end(self, name: str) -> None:
+        outcome = self.seen.outcomes.get(name, Outcome())
+        record = Parity(
+            digest=self.code[name],
+            environment=self.seen.environment,
+            date=now(),
+            command=f"linen2nnx check --only {name} --save",
+            modes={self.mode: outcome},
+        )
+        self.ended[name] = record
+        if not cached.is_passing(outcome):
+            cached.keep(name, record, self.files[name])
 
 
-def problem_name(test: str) -> str:
-    """`parity_tests/surgery/test_x.py::test_y` belongs to `surgery/x`."""
-    path = Path(test.partition("::")[0])
-    return f"{path.parent.name}/{path.stem.removeprefix('test_')}"
+def _both(problem: catalog.ProblemFiles, runs: Sequence[_Run]) -> Checked:
+    """The records of both modes as one, of the earlier date."""
+    found = [run.ended[problem.name] for run in runs]
+    newest = max(found, key=lambda record: record.date)
+    record = Parity(
+        digest=newest.digest,
+        environment=newest.environment,
+        date=min(record.date for record in found),
+        command=newest.command,
+        modes={mode: out for record in found for mode, out in record.modes.items()},
+    )
+    is_kept = any(problem.name in run.kept for run in runs)
+    return Checked(problem, record, is_kept)

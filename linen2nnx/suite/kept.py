@@ -86,7 +86,7 @@ def complete(
             missing.append(problem)
         else:
             found[problem.name] = record
-            _put(problem, record, folder)
+            put(problem, record, folder)
     for problem, record in measure(missing) if missing else ():
         if digest_of(problem, kind) != record.digest:
             raise NotKeptError(
@@ -95,7 +95,7 @@ def complete(
         found[problem.name] = record
         results = Results(problem=problem.name, records=[record])
         records.save(results, _cached(problem, kind, record.digest, environment))
-        _put(problem, record, folder)
+        put(problem, record, folder)
     return [Results(problem=p.name, records=[found[p.name]]) for p in problems]
 
 
@@ -142,8 +142,13 @@ def _cached(
     return cache_folder() / "results" / problem.name / f"{kind}-{name}.json"
 
 
-def _put(problem: catalog.ProblemFiles, record: AnyRecord, folder: Path | None) -> None:
-    """Put a record into the file of its problem, unless it is there."""
+def put(problem: catalog.ProblemFiles, record: AnyRecord, folder: Path | None) -> None:
+    """Put a record into the file of its problem in a results folder, if there is one.
+
+    Raises:
+        RecordError: if the file holds no records.
+        OSError: if it cannot be written.
+    """
     if folder is None:
         return
     results = load(problem, folder)

@@ -2,16 +2,16 @@
 
 `-p linen2nnx.suite.plugin` loads it, in development and in `linen2nnx check`.
 It runs a test with the fixture `nnx_mode` once in graph mode and once in tree mode,
-and writes what happened, as it happens, as one JSON object per line to the file that
-`--linen2nnx-events` names.
+writes what happened, as it happens, as one JSON object per line to the file that
+`--linen2nnx-events` names, and says which problems take the most CPU time. Compiled
+programs are kept between runs, in a folder for the installed versions.
 """
 
 import json
 import os
-import shutil
 import sys
 import sysconfig
-import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -22,8 +22,12 @@ from typing import Any
 import pytest
 
 from linen2nnx.environment import environment
-from linen2nnx.files import compilation_cache
+from linen2nnx.files import compilation_cache, compiled_folder
 from linen2nnx.suite.modes import MODES
+
+# CPU seconds that a problem's tests may take in both modes: on average, and each.
+BUDGETS = {"cold": (12.0, 30.0), "warm": (6.0, 15.0)}
+SHOWN_PROBLEMS = 5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,16 +44,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="write what happens to FILE, a JSON object per line",
     )
+    group.addoption(
+        "--budget",
+        choices=BUDGETS,
+        help="fail if the problems' tests take more CPU time than they may, without "
+        "(cold) or with (warm) compiled programs of an earlier run",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Keep compiled programs, unless the user has a folder for them.
+
+    JAX reads the variables when it is imported, which another plugin may have done.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    variables = compilation_cache(compiled_folder())
+    os.environ.update(variables)
+    if "jax" in sys.modules:
+        import jax
+
+        for name, value in variables.items():
+            option = name.lower()
+            kind = type(jax.config.values[option])
+            jax.config.update(
+                option, value if kind in (str, type(None)) else kind(value)
+            )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share compiled programs between processes; write events if a file was given."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # not a worker: they inherit it
-        folder = tempfile.mkdtemp(prefix="linen2nnx-")
-        os.environ.update(compilation_cache(Path(folder)))
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    """Write events if a file was given; add up what the problems take."""
     if path := config.getoption("--linen2nnx-events"):
         config.pluginmanager.register(_EventWriter(path))
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_CpuTime(config.getoption("--budget")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -96,6 +125,25 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
                 for check, report in by_check.items()
             }
             item.user_properties.append(("compared", compared))
+
+
+_STARTED = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Begin to count the CPU time of a test."""
+    item.stash[_STARTED] = time.process_time()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Attach to each report of a test its CPU seconds so far, setup and all."""
+    others = [pair for pair in item.user_properties if pair[0] != "cpu"]
+    seconds = time.process_time() - item.stash[_STARTED]
+    item.user_properties[:] = [*others, ("cpu", round(seconds, 4))]
+    return (yield)
 
 
 @contextmanager
@@ -172,6 +220,7 @@ class _EventWriter:
                 outcome=report.outcome,
                 message=_message(report),
                 compared=dict(report.user_properties).get("compared", {}),
+                cpu=_cpu(report),
             )
 
     def pytest_warning_recorded(
@@ -187,6 +236,66 @@ class _EventWriter:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         self.write("finished", exit_status=int(exitstatus))
         self.file.close()
+
+
+class _CpuTime:
+    """The CPU seconds of all tests of each problem, in both modes together."""
+
+    def __init__(self, budget: str | None) -> None:
+        self.budget = budget
+        self.by_problem: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown" and report.nodeid.startswith("parity_tests/"):
+            path = Path(report.nodeid.partition("::")[0])
+            name = f"{path.parent.name}/{path.stem.removeprefix('test_')}"
+            before = self.by_problem.get(name, 0.0)
+            self.by_problem[name] = before + _cpu(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.over_budget() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter
+    ) -> None:
+        if self.by_problem:
+            terminalreporter.section("CPU seconds of a problem's tests", sep="-")
+            dearest = sorted(self.by_problem.items(), key=lambda pair: -pair[1])
+            for name, seconds in dearest[:SHOWN_PROBLEMS]:
+                terminalreporter.line(f"{seconds:6.1f}  {name}")
+            mean = f"on average, of {len(dearest)}"
+            terminalreporter.line(f"{self.average:6.1f}  {mean}")
+        for line in self.over_budget():
+            terminalreporter.line(line, red=True)
+
+    @property
+    def average(self) -> float:
+        return sum(self.by_problem.values()) / len(self.by_problem)
+
+    def over_budget(self) -> list[str]:
+        """One line for each problem that takes too long, and for the average."""
+        if self.budget is None:
+            return []
+        if not self.by_problem:
+            return [f"--budget {self.budget}: no test of a problem ran"]
+        on_average, each = BUDGETS[self.budget]
+        lines = [
+            f"--budget {self.budget}: {name} takes {seconds:.1f} CPU seconds, "
+            f"more than {each:.0f}"
+            for name, seconds in self.by_problem.items()
+            if seconds > each
+        ]
+        if self.average > on_average:
+            lines.append(
+                f"--budget {self.budget}: a problem takes {self.average:.1f} CPU "
+                f"seconds on average, more than {on_average:.0f}"
+            )
+        return lines
+
+
+def _cpu(report: pytest.TestReport) -> float:
+    return float(dict(report.user_properties).get("cpu", 0.0))  # type: ignore[arg-type]
 
 
 def _message(report: pytest.TestReport | pytest.CollectReport) -> str | None:
