@@ -26,6 +26,7 @@ from linen2nnx.files import write_whole
 from linen2nnx.suite import bench as benchmarks
 from linen2nnx.suite import bytecodes as counts
 from linen2nnx.suite import catalog, kept, records
+from linen2nnx.suite.cached import is_passing
 from linen2nnx.suite.check import Checked, CheckError
 from linen2nnx.suite.check import check as run_check
 from linen2nnx.suite.check_table import CheckTable, details
@@ -138,6 +139,8 @@ def check(
     needed = [_requirement(text) for text in with_ or []]
     if requirements is not None:
         needed.append(f"--requirements={requirements.resolve()}")
+    if save and any(Path(name).exists() for name in release or []):
+        _fail("--save keeps what others can run again; a path is none of that")
     if needed and tests is None:
         _fail("--with and --requirements say what --tests needs; it takes a path")
     try:
@@ -154,9 +157,8 @@ def check(
             "fresh": fresh,
             "tests": tests,
             "requirements": needed,
-            "folder": folder,
         }
-        _check_releases(release, options, json, markdown, junit)
+        _check_releases(release, options, json, markdown, junit, folder)
     for option, given in {
         "--python": python,
         "--jax": jax,
@@ -188,7 +190,9 @@ def _check_here(
             console.print(table.head(checked.record.environment))
             has_head = True
         console.print(table.line(checked))
-        if folder is not None:
+        if folder is not None and not any(
+            map(is_passing, checked.record.modes.values())
+        ):
             kept.put(checked.problem, checked.record, folder)
 
     try:
@@ -226,12 +230,14 @@ def _check_releases(
     json: Path | None,
     markdown: Path | None,
     junit: Path | None,
+    folder: Path | None,
 ) -> NoReturn:
     """Check, print, write and exit."""
     from linen2nnx.files import cache_folder
     from linen2nnx.releases import report as upgrade_report
     from linen2nnx.releases.environments import UpgradeError
     from linen2nnx.releases.upgrade import upgrade
+    from linen2nnx.suite.expected import ExpectedError
 
     console, errors = Console(), Console(stderr=True)
     if not console.is_terminal:
@@ -259,12 +265,14 @@ def _check_releases(
             found = upgrade(names, **options, progress=show)
         console.print(upgrade_report.render(found))
         if json is not None:
-            found.save(json)
+            upgrade_report.save_json(found, json)
         if markdown is not None:
             write_whole(markdown, upgrade_report.markdown(found))
         if junit is not None:
             upgrade_report.save_junit(found, junit)
-    except UpgradeError as error:
+        if folder is not None:
+            upgrade_report.save_records(found, folder)
+    except (UpgradeError, ExpectedError, records.RecordError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or cache_folder()}: {error.strerror}")

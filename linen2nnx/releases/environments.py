@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -30,8 +29,7 @@ from linen2nnx.releases import table as releases
 from linen2nnx.suite import catalog
 
 NEEDED = (  # for optax, flax and jax decide
-    "beartype>=0.20",
-    "jaxtyping>=0.3.0",
+    "msgspec>=0.20",
     "numpy>=2.0",
     "optax",
     "pytest>=8.4",
@@ -467,8 +465,3 @@ def _cause(error: str) -> str:
     if ours and asks:
         return f"{asks[1]} takes {asks[2]}, and this is Python {ours[1]}"
     return text.removeprefix("error: ") or "uv failed without a message"
-
-
-def fingerprint() -> dict[str, Any]:
-    """What a result depends on besides packages and the suite."""
-    return {"platform": platform.platform(), "machine": platform.machine()}

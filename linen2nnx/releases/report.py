@@ -1,14 +1,21 @@
-"""Draw what `linen2nnx.releases.upgrade` found: as a table, Markdown, and JUnit."""
+"""Say what `linen2nnx.releases.upgrade` found, and keep it."""
 
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import junitparser
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from linen2nnx.files import write_whole
-from linen2nnx.releases.upgrade import Cell, ReleaseResult, Upgrade, first_line, place
+from linen2nnx.releases import results
+from linen2nnx.releases.changes import api_changes
+from linen2nnx.releases.results import Release, Releases
+from linen2nnx.releases.upgrade import Upgrade
+from linen2nnx.releases.verdicts import Cell, ReleaseResult, first_line, place
+from linen2nnx.suite import cached, catalog, kept, records
+from linen2nnx.suite.records import AnyRecord, Results
 
 STYLES = {
     "holds": "green",
@@ -68,30 +75,156 @@ def markdown(upgrade: Upgrade) -> str:
     return "\n".join(lines) + "\n"
 
 
+class Row(Release, kw_only=True):
+    """A release in the file that `--json` writes.
+
+    Attributes:
+        verdicts: by problem or the user's file, and mode.
+        worse: what got worse from the first release, a line each.
+        changed: what else changed.
+        own: what the user's tests showed, by file and mode.
+    """
+
+    verdicts: dict[str, dict[str, Cell]]
+    worse: list[str]
+    changed: list[str]
+    own: dict[str, dict[str, records.Outcome]]
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """The file that `--json` writes.
+
+    Attributes:
+        command: that gave it.
+        date: in UTC, ISO 8601.
+        releases: in the order of the command.
+        problems: their records on all releases.
+    """
+
+    format: str = "linen2nnx upgrade check"
+    version: int = 2
+    command: str
+    date: str
+    releases: list[Row]
+    problems: list[Results]
+
+
+def save_json(upgrade: Upgrade, path: Path) -> None:
+    """Write everything as JSON, in one step."""
+    problems: dict[str, Results] = {}
+    for release in upgrade.releases:
+        for name, record in _records(release):
+            problems.setdefault(name, Results(problem=name)).records.append(record)
+    report = Report(
+        command=upgrade.command,
+        date=upgrade.date,
+        releases=[_row(upgrade, release) for release in upgrade.releases],
+        problems=list(problems.values()),
+    )
+    records.write(report, path)
+
+
+def save_records(upgrade: Upgrade, folder: Path) -> None:
+    """Put what was measured of each problem and release into a results folder.
+
+    What failed for want of time, disk or memory is left out.
+
+    Raises:
+        linen2nnx.suite.records.RecordError: if a file there holds no records.
+        OSError: if one cannot be written.
+    """
+    path = folder / "releases.json"
+    kept_releases = results.load(path) if path.is_file() else Releases()
+    for release in upgrade.releases:
+        if not release.told:
+            continue
+        for name, record in _records(release):
+            if not _is_passing(record):
+                kept.put(catalog.find(name), record, folder)
+        kept_releases.put(_release(upgrade, release))
+    results.save(kept_releases, path)
+
+
+def _records(release: ReleaseResult) -> list[tuple[str, AnyRecord]]:
+    """Each record of the suite's problems, of those that could be counted too."""
+    counted = {
+        name: record
+        for name, record in release.bytecodes.items()
+        if any(row.bytecodes is not None for row in record.counts)
+    }
+    return [*release.records().items(), *counted.items()]
+
+
+def _is_passing(record: AnyRecord) -> bool:
+    return isinstance(record, records.Parity) and any(
+        map(cached.is_passing, record.modes.values())
+    )
+
+
+def _release(upgrade: Upgrade, release: ReleaseResult) -> Release:
+    versions = release.environment
+    first = upgrade.releases[0]
+    return Release(
+        name=versions["flax"],
+        date=upgrade.date,
+        command=f"linen2nnx check {versions['flax']}+jax{versions['jax']} --save",
+        environment=versions,
+        error=release.error,
+        notes=release.notes,
+        modes=release.facts.modes,
+        behaviour=release.facts.behaviour,
+        numbers=release.facts.numbers,
+        api=None if release is first else api_changes(first, release),
+    )
+
+
+def _row(upgrade: Upgrade, release: ReleaseResult) -> Row:
+    worse, changed = upgrade.changes(release)
+    verdicts: dict[str, dict[str, Cell]] = {}
+    for problem, mode, cell in release.cells():
+        verdicts.setdefault(problem, {})[mode] = cell
+    names = dict.fromkeys(name for files in release.own.values() for name in files)
+    return Row(
+        name=release.name,
+        date=upgrade.date,
+        command=upgrade.command,
+        environment=release.environment,
+        error=release.error,
+        notes=release.notes,
+        modes=release.facts.modes,
+        behaviour=release.facts.behaviour,
+        numbers=release.facts.numbers,
+        api=api_changes(upgrade.releases[0], release),
+        verdicts=verdicts,
+        worse=worse,
+        changed=changed,
+        own={name: release.outcomes(name) for name in names},
+    )
+
+
 def save_junit(upgrade: Upgrade, path: Path) -> None:
     """Write a JUnit file: a suite per release and mode, a case per problem."""
-    root = ET.Element("testsuites", name=upgrade.command)
+    xml = junitparser.JUnitXml(upgrade.command)
     for release in upgrade.releases:
         if release.error:
-            suite = ET.SubElement(root, "testsuite", name=release.title)
-            case = ET.SubElement(suite, "testcase", classname=release.name, name="flax")
-            ET.SubElement(case, "error", message=_xml(release.error))
+            suite = junitparser.TestSuite(release.title)
+            case = junitparser.TestCase("flax", release.name)
+            case.result = [junitparser.Error(_xml(release.error))]
+            suite.add_testcase(case)
+            xml.add_testsuite(suite)
             continue
-        for mode in release.facts["modes"]:
-            suite = ET.SubElement(
-                root, "testsuite", name=f"{release.title}, {mode} mode"
-            )
+        for mode in release.facts.modes:
+            suite = junitparser.TestSuite(f"{release.title}, {mode} mode")
             for problem in upgrade.problems:
                 cell = release.cell(problem, mode)
-                case = ET.SubElement(
-                    suite, "testcase", classname=f"{release.name}.{mode}", name=problem
-                )
+                case = junitparser.TestCase(problem, f"{release.name}.{mode}")
                 if cell.verdict == "not there yet":
-                    ET.SubElement(case, "skipped", message=_xml(str(cell)))
+                    case.result = [junitparser.Skipped(_xml(str(cell)))]
                 elif not cell.verdict.startswith("holds"):
-                    ET.SubElement(case, "failure", message=_xml(str(cell)))
-    ET.indent(root)
-    write_whole(path, ET.tostring(root, encoding="unicode", xml_declaration=True))
+                    case.result = [junitparser.Failure(_xml(str(cell)))]
+                suite.add_testcase(case)
+            xml.add_testsuite(suite)
+    write_whole(path, xml.tostring())
 
 
 def _summary(upgrade: Upgrade) -> str:
@@ -108,7 +241,7 @@ def _title(upgrade: Upgrade) -> str:
 
 
 def _rows(upgrade: Upgrade) -> list[tuple[str, str, list[Cell]]]:
-    modes = [mode for r in upgrade.releases if not r.error for mode in r.facts["modes"]]
+    modes = [mode for r in upgrade.releases if not r.error for mode in r.facts.modes]
     return [
         (problem, mode, [release.cell(problem, mode) for release in upgrade.releases])
         for problem in upgrade.problems
@@ -161,8 +294,8 @@ def _warnings(release: ReleaseResult) -> list[str]:
     """Each warning once, with the line of ours that caused it first."""
     causes: dict[str, dict[str, None]] = {}
     where: dict[str, dict[str, None]] = {}
-    for problem, modes in release.problems.items():
-        for mode, outcome in modes.items():
+    for problem in release.problems:
+        for mode, outcome in release.outcomes(problem).items():
             for warning in outcome.warnings:
                 text = first_line(warning)
                 causes.setdefault(text, {})[place(warning)] = None

@@ -110,7 +110,12 @@ class Releases(msgspec.Struct, kw_only=True):
 
     def put(self, release: Release) -> None:
         """Add a release in the place of an older row of the same flax and jax."""
-        others = [r for r in self.releases if _versions(r) != _versions(release)]
+        others = []
+        for row in self.releases:
+            if _versions(row) != _versions(release):
+                others.append(row)
+            elif release.api is None:  # it was checked alone
+                release.api = row.api
         self.releases = sorted([*others, release], key=_versions)
 
 

@@ -1,28 +1,26 @@
-"""Run the suite on several flax releases, and say what changed from the first.
+"""Run the suite on several flax releases.
 
 Each release gets an isolated environment; each of its modes a pytest process. Where one
 test hangs or ends its process, its problem fails and the others go on in a new one.
+What a problem showed is kept as it ends, and runs again only when its code, the
+packages or the machine have changed.
 """
 
-import json
-import math
 import os
-import re
 import shutil
-import struct
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from linen2nnx.files import cache_folder, compilation_cache, digest, write_whole
 from linen2nnx.releases import environments
-from linen2nnx.releases import table as releases
+from linen2nnx.releases.changes import changes
 from linen2nnx.releases.environments import (
     Children,
     Environment,
@@ -31,110 +29,26 @@ from linen2nnx.releases.environments import (
     Stopped,
     Uv,
 )
-from linen2nnx.suite import bytecodes, catalog, expected
-from linen2nnx.suite.seen import (
-    WARNINGS,
-    Seen,
-    options,
-    problem_name,
-)
+from linen2nnx.releases.results import Facts
+from linen2nnx.releases.verdicts import VERDICTS, ReleaseResult
+from linen2nnx.suite import bytecodes, cached, catalog
+from linen2nnx.suite.cached import TIME_LIMIT
+from linen2nnx.suite.digests import digest_of, digest_of_modules
 from linen2nnx.suite.pytest_run import PytestRun
-from linen2nnx.suite.results import Outcome, finite, kind_of, largest
+from linen2nnx.suite.records import (
+    Bytecodes,
+    Count,
+    Failure,
+    Kind,
+    Outcome,
+    Parity,
+    now,
+)
+from linen2nnx.suite.seen import WARNINGS, Seen, options
 
 LIMIT = 180.0  # seconds without a test's end after which a run is stopped
 MEMORY_OF_A_RUN = 2 << 30
-SHOWN_NAMES = 8
-
-VERDICTS = (  # from best to worst
-    "holds",
-    "holds with warnings",
-    "pitfall changed",
-    "not there yet",
-    "nothing ran",
-    "differs",
-    "fails",
-    "flax does not import",
-    "could not be installed",
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What became of one problem in one mode on one release.
-
-    Attributes:
-        verdict: one of `VERDICTS`.
-        reason: the API that is missing, the path that differs, the error; or empty.
-    """
-
-    verdict: str
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
-
-
-@dataclass
-class ReleaseResult:
-    """What one release showed.
-
-    Attributes:
-        name: as it was asked for.
-        error: why there is nothing else: flax could not be installed, or does not
-            import. Empty if the suite ran.
-        told: False where that does not say anything about flax itself.
-        notes: how its jax was chosen, if not by the table; what could not be measured.
-        environment: versions and device.
-        facts: what `linen2nnx.releases.probe` stated.
-        problems: by problem and mode.
-        logs: by mode, the log of pytest.
-        bytecodes: by problem and idiom, how many Python bytecodes a call executes.
-    """
-
-    name: str
-    error: str = ""
-    told: bool = True
-    notes: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    problems: dict[str, dict[str, Outcome]] = field(default_factory=dict)
-    logs: dict[str, str] = field(default_factory=dict)
-    bytecodes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """The release and its jax, such as `0.12.6, jax 0.10.2`."""
-        jax = self.environment.get("jax")
-        return f"{self.name}, jax {jax}" if jax else self.name
-
-    def cell(self, problem: str, mode: str) -> Cell:
-        """What became of one problem in one mode."""
-        if self.error:
-            verdict, _, reason = self.error.partition(": ")
-            return Cell(verdict, reason)
-        if mode not in self.facts["modes"]:
-            return Cell("not there yet", "tree mode, since 0.12.6")
-        outcome = self.problems.get(problem, {}).get(mode, Outcome())
-        return _cell(outcome, self.environment["flax"])
-
-    def cells(self) -> list[tuple[str, str, Cell]]:
-        """Problem, mode and cell of all that ran."""
-        return [
-            (problem, mode, self.cell(problem, mode))
-            for problem, modes in self.problems.items()
-            for mode in modes
-        ]
-
-    def unexpected(self) -> list[str]:
-        """What is not as `linen2nnx.suite.expected` states, in either direction."""
-        lines = []
-        known = {problem.name for problem in catalog.problems()}
-        for problem, mode, cell in self.cells():
-            if problem in known:
-                wanted = expected.find(problem, mode, self.environment["flax"])
-                if cell.verdict != wanted.verdict:
-                    lines.append(f"{problem}, {mode} mode: {cell}; expected: {wanted}")
-        return lines
+PROBE = "linen2nnx.releases.probe"
 
 
 @dataclass
@@ -153,7 +67,7 @@ class Upgrade:
 
     def changes(self, release: ReleaseResult) -> tuple[list[str], list[str]]:
         """What got worse from the first release to this one, and what else changed."""
-        return _changes(self.releases[0], release, self.problems)
+        return changes(self.releases[0], release, self.problems)
 
     @property
     def exit_status(self) -> int:
@@ -171,29 +85,6 @@ class Upgrade:
             return 1
         return 0 if all(release.told for release in self.releases) else 2
 
-    def save(self, path: Path) -> None:
-        """Write everything as JSON, in one step."""
-        rows = []
-        for release in self.releases:
-            worse, other = self.changes(release)
-            row = asdict(release) | {"worse": worse, "changed": other}
-            for name, modes in row["problems"].items():
-                for mode, outcome in modes.items():
-                    cell = release.cell(name, mode)
-                    row["problems"][name][mode] = asdict(cell) | outcome
-            row["facts"].pop("api", None)
-            row["api"] = _api_changes(self.releases[0], release)
-            del row["logs"]
-            rows.append(row)
-        content = {
-            "format": "linen2nnx upgrade check",
-            "version": 1,
-            "command": self.command,
-            "date": self.date,
-            "releases": rows,
-        }
-        write_whole(path, json.dumps(finite(content), indent=2) + "\n")
-
 
 Progress = Callable[[dict[str, tuple[str, int, int]]], None]
 
@@ -201,6 +92,7 @@ Progress = Callable[[dict[str, tuple[str, int, int]]], None]
 def upgrade(
     arguments: Sequence[str],
     *,
+    problems: Sequence[catalog.ProblemFiles] | None = None,
     python: str | None = None,
     newest_jax: bool = False,
     fresh: bool = False,
@@ -214,6 +106,7 @@ def upgrade(
 
     Args:
         arguments: the releases, as `linen2nnx.releases.environments.parse` takes them.
+        problems: which; None are all.
         python: version or path of the Python of all environments; None is this one.
         newest_jax: take the newest jax, whatever the table of releases says.
         fresh: run what is in the cache again.
@@ -235,13 +128,14 @@ def upgrade(
     """
     cache = (cache or cache_folder()).absolute()
     cache.mkdir(parents=True, exist_ok=True)
-    if not catalog.problems():
+    problems = catalog.problems() if problems is None else problems
+    if not problems:
         raise environments.UpgradeError(f"there is no problem in {catalog.root()}")
     children = Children()
     uv = Uv(python, children)
     specs = environments.parse(arguments, uv, cache, newest_jax=newest_jax)
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    work = _Work(uv, cache, fresh, limit, tests, requirements)
+    date = now()
+    work = _Work(uv, cache, problems, fresh, limit, tests, requirements)
     results = []
     pool = ThreadPoolExecutor(_parallel_runs())
     try:
@@ -268,7 +162,7 @@ def upgrade(
                     if uv.can_count_bytecodes:
                         count = pool.submit(work.count, result, environment)
                         pending.add(count)
-                    for mode in result.facts["modes"]:
+                    for mode in result.facts.modes:
                         run = pool.submit(work.run, result, environment, mode)
                         pending.add(run)
                         if tests:
@@ -286,6 +180,13 @@ def upgrade(
     return Upgrade(" ".join(words), date, results)
 
 
+class _OwnRun(msgspec.Struct):
+    """What the user's tests showed in one mode, by file, and the log of pytest."""
+
+    log: str
+    files: dict[str, Outcome]
+
+
 class _Work:
     """What one check does, in the threads of its pool."""
 
@@ -293,6 +194,7 @@ class _Work:
         self,
         uv: Uv,
         cache: Path,
+        problems: Sequence[catalog.ProblemFiles],
         fresh: bool,
         limit: float,
         tests: Path | None,
@@ -303,8 +205,13 @@ class _Work:
         self.uv = uv
         self.children = uv.children
         self.cache = cache
+        self.problems = problems
         self.fresh = fresh
         self.limit = limit
+        self.code = {
+            kind: {p.name: digest_of(p, kind) for p in problems}
+            for kind in ("parity", "bytecodes")
+        }
         self.root = environments.suite_copy(cache)
         self.folder = Path(tempfile.mkdtemp(prefix="linen2nnx-"))
         self.progress: dict[str, tuple[str, int, int]] = {}
@@ -326,85 +233,154 @@ class _Work:
             del self.progress[spec.name]
         self.progress[spec.name] = ("importing flax", 0, 0)
         try:
-            result.facts = self._cached(
-                environment, "probe", lambda: self._probe(environment)
-            )
+            result.facts = self._facts(environment)
         finally:
             del self.progress[spec.name]
-        if cause := result.facts.get("error"):
+        if cause := result.facts.error:
             result.environment = {
                 name: environment.packages[name]
                 for name in ("flax", "jax")
                 if name in environment.packages
             }
-            result.error = f"flax does not import: {_INSTALLED.sub('', cause)}"
+            seen = Seen(self.root)
+            result.error = f"flax does not import: {seen.clean(cause)}"
             return None
-        result.environment = result.facts["environment"]
+        result.environment = result.facts.environment
         return environment
 
     def run(self, result: ReleaseResult, environment: Environment, mode: str) -> None:
-        """Run the suite in one mode and keep what became of each problem."""
+        """Run the suite in one mode: of each problem, what is kept, or its tests."""
         label = f"{result.title}, {mode} mode"
-        try:
-            content = self._cached(
-                environment, mode, lambda: self._run_mode(environment, mode, label)
+        files = self._files(environment, "parity", mode=mode, limit=self.limit)
+        found: dict[str, Parity] = {}
+        for name, file in files.items():
+            record = None if self.fresh else cached.find(file)
+            if isinstance(record, Parity):
+                found[name] = record
+        missing = [p for p in self.problems if p.name not in found]
+        seen = Seen(self.root)
+
+        def end(name: str) -> None:
+            outcome = seen.outcomes.get(name, Outcome())
+            record = Parity(
+                digest=self.code["parity"][name],
+                environment=result.environment,
+                date=now(),
+                command=_command(result, name),
+                modes={mode: outcome},
             )
+            found[name] = record
+            if not cached.is_passing(outcome):
+                cached.keep(name, record, files[name])
+
+        log = self.cache / "logs" / f"{files[self.problems[0].name].stem}.log"
+        batches = [missing] if missing else []
+        try:
+            while batches:
+                batch = batches.pop(0)
+                folder = Path(tempfile.mkdtemp(dir=self.folder))
+                tests = [p.test_path().relative_to(catalog.root()) for p in batch]
+                run = PytestRun(
+                    [self.root / test for test in tests],
+                    options(mode),
+                    self._variables(environment),
+                    folder,
+                    mode,
+                    python=environment.python,
+                    root=self.root,
+                )
+                if cause := self._follow(run, seen, label, end):
+                    batches = [*_after(batch, seen, cause), *batches]
+                _add_to_log(log, folder / f"{mode}.log")
         finally:
             self.progress.pop(label, None)
-        self._keep(result, mode, mode, content)
+        for problem in missing:
+            if problem.name not in found:
+                end(problem.name)
+        result.parity[mode] = {p.name: found[p.name] for p in self.problems}
+        if log.is_file():
+            result.logs[mode] = str(log)
 
     def count(self, result: ReleaseResult, environment: Environment) -> None:
-        """Count the bytecodes of each idiom."""
-        label = f"{result.title}, bytecodes"
-        self.progress[label] = ("", 0, 0)
-        try:
-            content = self._cached(
-                environment, "bytecodes", lambda: self._count(environment)
-            )
-        finally:
-            del self.progress[label]
-        result.bytecodes = content["counts"]
-        if cause := content["error"]:
-            result.notes.append(f"bytecodes per call were not counted: {cause}")
+        """Count the bytecodes of each idiom: what is kept, or in a process.
 
-    def _count(self, environment: Environment) -> dict[str, Any]:
-        names = [problem.name for problem in catalog.problems()]
-        status, out, error = self.children.run(
-            [environment.python, "-m", "linen2nnx.suite.bytecodes", *names],
-            environments.isolated(self.root)
-            | compilation_cache(self.folder / environment.folder.name)
-            | {"PYTHONHASHSEED": "0"},
-            self.folder,
-            self.limit,
-        )
-        if status == 0:
-            return {"counts": bytecodes.by_name(bytecodes.rows(out)), "error": ""}
-        last = (error.strip().splitlines() or ["no output"])[-1]
-        return {"counts": {}, "error": last if status else "it took too long"}
+        A problem that ends its process is noted, and the others go on in a new one.
+        """
+        label = f"{result.title}, bytecodes"
+        files = self._files(environment, "bytecodes")
+        found = result.bytecodes
+        for name, file in files.items():
+            record = None if self.fresh else cached.find(file)
+            if isinstance(record, Bytecodes):
+                found[name] = record
+        missing = [p.name for p in self.problems if p.name not in found]
+        while missing:
+            self.progress[label] = ("", len(found), len(self.problems))
+            try:
+                status, out, error = self.children.run(
+                    [environment.python, "-m", bytecodes.__name__, *missing],
+                    self._variables(environment) | {"PYTHONHASHSEED": "0"},
+                    self.folder,
+                    self.limit * len(missing),
+                )
+            finally:
+                del self.progress[label]
+            counted = bytecodes.rows(out)
+            left = [name for name in missing if name not in counted]
+            if left and status is not None:
+                last = (error.strip().splitlines() or ["no output"])[-1]
+                cause = Seen(self.root).clean(last)
+                counted[left[0]] = [Count("import", "", None, None, None, cause)]
+            for name, counts in counted.items():
+                record = Bytecodes(
+                    digest=self.code["bytecodes"][name],
+                    environment={
+                        "python": ".".join(self.uv.python_version.split(".")[:2]),
+                        "flax": result.environment["flax"],
+                        "jax": result.environment["jax"],
+                    },
+                    date=now(),
+                    command=_command(result, name),
+                    counts=counts,
+                )
+                found[name] = record
+                if status != -9:
+                    cached.keep(name, record, files[name])
+            missing = left[1:]
+            if left and status is None:
+                result.notes.append(f"bytecodes of {left[0]} took too long to count")
+        causes: dict[str, list[str]] = {}
+        for name, record in found.items():
+            for row in record.counts:
+                if row.what == "import":
+                    causes.setdefault(row.error, []).append(name)
+        for cause, names in causes.items():
+            result.notes.append(
+                f"bytecodes per call were not counted: {cause}: {', '.join(names)}"
+            )
 
     def run_own(
         self, result: ReleaseResult, environment: Environment, mode: str
     ) -> None:
         """Run the user's tests likewise; each file stands as a problem."""
         label = f"{result.title}, {mode} mode, {self.tests}"
-        what = f"{mode} mode, {self.tests}, {self._digest_of_own()}"
+        file = self._file(
+            environment,
+            "own tests",
+            [self.root.name, str(self.tests), self._digest_of_own()],
+            mode=mode,
+            limit=self.limit,
+        )
         try:
-            content = self._cached(
-                environment,
-                what,
-                lambda: self._run_own_mode(environment, mode, label, what),
-            )
+            content = None if self.fresh else _read(file, _OwnRun)
+            if content is None:
+                content = self._run_own_mode(environment, mode, label, file.stem)
+                if not any(map(cached.is_passing, content.files.values())):
+                    _write(content, file)
         finally:
             self.progress.pop(label, None)
-        self._keep(result, mode, f"{mode}, own tests", content)
-
-    def _keep(
-        self, result: ReleaseResult, mode: str, log: str, content: dict[str, Any]
-    ) -> None:
-        result.logs[log] = content["log"]
-        text = json.dumps(content["problems"]).replace(f"{self.root}/", "")
-        for name, outcome in json.loads(_INSTALLED.sub("", text)).items():
-            result.problems.setdefault(name, {})[mode] = Outcome(**outcome)
+        result.own[mode] = content.files
+        result.logs[f"{mode}, own tests"] = content.log
 
     def _digest_of_own(self) -> str:
         """Of every Python file of the tests and of the folders they need."""
@@ -419,18 +395,16 @@ class _Work:
         return digest(found)
 
     def _run_own_mode(
-        self, environment: Environment, mode: str, label: str, what: str
-    ) -> dict[str, Any]:
+        self, environment: Environment, mode: str, label: str, name: str
+    ) -> _OwnRun:
         assert self.tests
         tests = self.tests
-        seen = Seen(lambda test: test.partition("::")[0] or tests.name)
+        seen = Seen(self.root, lambda test: test.partition("::")[0] or tests.name)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         run = PytestRun(
             [tests],
             ["--override-ini", WARNINGS, "--nnx-mode", mode],
-            environments.isolated(self.root)
-            | compilation_cache(self.folder / environment.folder.name)
-            | {"NNX_GRAPH_MODE": str(mode == "graph")},
+            self._variables(environment) | {"NNX_GRAPH_MODE": str(mode == "graph")},
             folder,
             mode,
             python=environment.python,
@@ -438,76 +412,52 @@ class _Work:
         )
         if cause := self._follow(run, seen, label):
             test = seen.running or f"{tests.name}::import"
-            failure = {"test": test, "message": f"{cause}; no test ran after it"}
-            seen.outcomes.setdefault(seen.name_of(test), Outcome()).failures.append(
-                failure
-            )
-        log = self._write_log(environment, what, [folder / f"{mode}.log"])
-        problems = {
-            name: asdict(outcome)
-            for name, outcome in seen.outcomes.items()
-            if outcome.tests or outcome.failures
-        }
-        return {"log": log, "problems": problems}
+            seen.fail(test, f"{cause}; no test ran after it")
+        log = self.cache / "logs" / f"{name}.log"
+        _add_to_log(log, folder / f"{mode}.log")
+        ran = {n: out for n, out in seen.outcomes.items() if out.tests or out.failures}
+        return _OwnRun(str(log), ran)
 
-    def _write_log(
-        self, environment: Environment, what: str, logs: Sequence[Path]
-    ) -> str:
-        path = self.cache / "logs" / f"{self._key(environment, what)}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        texts = [log.read_text(errors="replace") for log in logs]
-        write_whole(path, "\n".join(texts))
-        return str(path)
-
-    def _probe(self, environment: Environment) -> dict[str, Any]:
+    def _facts(self, environment: Environment) -> Facts:
+        file = self._file(environment, "probe", digest_of_modules([PROBE]))
+        if not self.fresh and (facts := _read(file, Facts)):
+            return facts
         status, out, error = self.children.run(
-            [environment.python, "-m", "linen2nnx.releases.probe"],
+            [environment.python, "-m", PROBE],
             environments.isolated(self.root),
             self.folder,
             self.limit,
         )
-        if status == 0:
-            return json.loads(out.splitlines()[-1])
         if status is None or status == -9:
-            return {"error": f"its import had not ended after {self.limit:.0f} s"}
-        last = (error.strip().splitlines() or ["no output"])[-1]
-        return {"error": f"its import ended Python with exit status {status}: {last}"}
+            cause = f"its import had not ended after {self.limit:.0f} s"
+            return Facts(error=cause)
+        if status == 0:
+            facts = msgspec.json.decode(out.splitlines()[-1], type=Facts)
+        else:
+            last = (error.strip().splitlines() or ["no output"])[-1]
+            cause = f"its import ended Python with exit status {status}: {last}"
+            facts = Facts(error=cause)
+        _write(facts, file)
+        return facts
 
-    def _run_mode(
-        self, environment: Environment, mode: str, label: str
-    ) -> dict[str, Any]:
-        """Outcomes by problem, from as many pytest processes as it takes."""
-        seen, logs = Seen(), []
-        batches = [catalog.problems()]
-        while batches:
-            batch = batches.pop(0)
-            folder = Path(tempfile.mkdtemp(dir=self.folder))
-            run = PytestRun(
-                [self.root / p.test_path().relative_to(catalog.root()) for p in batch],
-                options(mode),
-                environments.isolated(self.root)
-                | compilation_cache(self.folder / environment.folder.name),
-                folder,
-                mode,
-                python=environment.python,
-                root=self.root,
-            )
-            if cause := self._follow(run, seen, label):
-                batches = [*_after(batch, seen, cause), *batches]
-            logs.append(folder / f"{mode}.log")
-        return {
-            "log": self._write_log(environment, mode, logs),
-            "problems": {
-                problem.name: asdict(seen.outcomes.get(problem.name, Outcome()))
-                for problem in catalog.problems()
-            },
-        }
+    def _follow(
+        self,
+        run: PytestRun,
+        seen: Seen,
+        label: str,
+        end: Callable[[str], None] = lambda name: None,
+    ) -> str | None:
+        """Take what a process reports; None if it ran to its end, or why not.
 
-    def _follow(self, run: PytestRun, seen: Seen, label: str) -> str | None:
-        """Take what a process reports; None if it ran to its end, or why not."""
+        Args:
+            run: the process.
+            seen: takes it.
+            label: of the progress.
+            end: called with each problem whose last test has ended.
+        """
         before = seen.ended
         last = time.monotonic()
-        seen.running = None
+        seen.running, seen.is_finished = None, False
         try:
             running = True
             while running:
@@ -517,38 +467,73 @@ class _Work:
                 for event in run.events():
                     seen.take(event)
                     last = time.monotonic()
+                for name in seen.take_ended():
+                    end(name)
                 self.progress[label] = ("", seen.ended, before + run.total)
                 if time.monotonic() - last > self.limit:
-                    return f"TimeLimit: not ended after {self.limit:.0f} s"
+                    return f"{TIME_LIMIT}: not ended after {self.limit:.0f} s"
                 time.sleep(0.05)
-            if error := run.error():
-                return f"Crash: the process {error}"
-            return None
+            return (
+                None if seen.is_finished else f"Crash: the process {run.last_words()}"
+            )
         finally:
             run.stop()
 
-    def _cached(
-        self, environment: Environment, what: str, make: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """What an earlier check kept; or make it and keep it, whole or not at all."""
-        path = self.cache / "results" / f"{self._key(environment, what)}.json"
-        if path.is_file() and not self.fresh:
-            return json.loads(path.read_text())
-        content = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content, indent=1))
-        return content
+    def _variables(self, environment: Environment) -> dict[str, str]:
+        """With the programs that were compiled in that environment before."""
+        programs = compilation_cache(environment.folder / "compiled")
+        return environments.isolated(self.root) | programs
 
-    def _key(self, environment: Environment, what: str) -> str:
-        depends_on = {
-            "suite": self.root.name,
+    def _files(
+        self, environment: Environment, kind: Kind, **more: object
+    ) -> dict[str, Path]:
+        """By problem, where its record is kept."""
+        depends_on = self._depends_on(environment) | more
+        return {
+            name: cached.path_of(self.cache, name, kind, code, **depends_on)
+            for name, code in self.code[kind].items()
+        }
+
+    def _file(
+        self, environment: Environment, kind: str, code: object, **more: object
+    ) -> Path:
+        """Where something that is of no problem is kept."""
+        parts = [kind, code, self._depends_on(environment), more]
+        name = digest([msgspec.json.encode(parts, order="sorted")])
+        return self.cache / "results" / f"{name}.json"
+
+    def _depends_on(self, environment: Environment) -> dict[str, object]:
+        return {
             "packages": dict(environment.packages),
             "python": self.uv.python_version,
-            "what": what,
-            "limit": self.limit,
-            "machine": environments.fingerprint(),
+            "machine": cached.machine(),
+            "switches": cached.switches(environments.isolated(self.root)),
         }
-        return digest([json.dumps(depends_on, sort_keys=True).encode()])
+
+
+def _command(result: ReleaseResult, problem: str) -> str:
+    versions = result.environment
+    release = f"{versions['flax']}+jax{versions['jax']}"
+    return f"linen2nnx check {release} --only {problem} --save"
+
+
+def _read(file: Path, kind: type[Any]) -> Any:
+    """What a file of the cache holds; None if it is not there or cannot be read."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _write(content: msgspec.Struct, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, msgspec.json.encode(content))
+
+
+def _add_to_log(log: Path, more: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = log.read_text() if log.is_file() else ""
+    write_whole(log, before + more.read_text(errors="replace"))
 
 
 def _parallel_runs() -> int:
@@ -570,216 +555,14 @@ def _after(
     file was the cause, and each file gets a process of its own to find out which.
     """
     if seen.running is not None:
-        at = problem_name(seen.running)
-        failure = {"test": seen.running, "message": cause}
-        seen.outcomes.setdefault(at, Outcome()).failures.append(failure)
+        seen.fail(seen.running, cause)
     left = [problem for problem in batch if problem.name not in seen.outcomes]
     if seen.running is not None:
         return [left] if left else []
     if len(batch) > 1:
         return [[problem] for problem in left]
     for problem in left:
-        failure = {"test": f"{problem.name}::import", "message": cause}
-        seen.outcomes[problem.name] = Outcome(failures=[failure])
+        seen.outcomes.setdefault(problem.name, Outcome()).failures.append(
+            Failure(f"{problem.name}::import", cause)
+        )
     return []
-
-
-def _cell(outcome: Outcome, flax: str) -> Cell:
-    if not outcome.tests and not outcome.failures:
-        return Cell("nothing ran")
-    found: dict[str, list[str]] = {}
-    for failure in outcome.failures:
-        missing = releases.not_there_yet(failure["message"], flax)
-        if missing:
-            found.setdefault("not there yet", []).append(
-                f"{missing[0]}, since {missing[1]}"
-            )
-        else:
-            reason = _reason(failure)
-            found.setdefault(kind_of(failure), []).append(reason)
-    for verdict in reversed(VERDICTS):
-        if verdict in found:
-            reasons = list(dict.fromkeys(found[verdict]))
-            more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-            return Cell(verdict, reasons[0] + more)
-    if outcome.warnings:
-        count = len(outcome.warnings)
-        return Cell("holds with warnings", f"{count}")
-    return Cell("holds")
-
-
-_INSTALLED = re.compile(r"/[^\s\"']*?/lib/python3\.\d+/(site-packages/)?")
-_OTHER_MESSAGE = re.compile(
-    r"Regex pattern did not match\..*(?:Input|Actual message): (['\"])(?P<text>.*)\1",
-    re.DOTALL,
-)
-_FARTHEST = re.compile(r"\n\s+(\S+) .*? values differ by up to (\S+)")
-
-
-def _shorten(text: str) -> str:
-    return textwrap.shorten(text, 100, placeholder="...")
-
-
-def _reason(failure: dict[str, str]) -> str:
-    """One line: the path that differs and how far, or the error's first line."""
-    test = failure["test"].rpartition("::")[2].partition("[")[0]
-    if found := _FARTHEST.search(failure["message"]):
-        return f"{found[1]} by {found[2]} ({test})"
-    if found := _OTHER_MESSAGE.search(failure["message"]):
-        return f"the error says: {_shorten(found['text'])} ({test})"
-    lines = failure["message"].strip().splitlines() or [""]
-    return f"{lines[0]} ({test})"
-
-
-def _changes(
-    first: ReleaseResult, other: ReleaseResult, problems: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    if first is other:
-        return [], []
-    if other.error or first.error:
-        if other.error == first.error or not (other.told and first.told):
-            return [], []
-        text = f"{first.error or 'flax imports'} -> {other.error or 'flax imports'}"
-        return ([text], []) if other.error else ([], [text])
-    worse: list[str] = []
-    changed: list[str] = []
-    both = (first, other)
-    for problem in problems:
-        by_text: dict[tuple[bool, str], list[str]] = {}
-        for mode in dict.fromkeys([*first.facts["modes"], *other.facts["modes"]]):
-            before, after = first.cell(problem, mode), other.cell(problem, mode)
-            ranks = VERDICTS.index(before.verdict), VERDICTS.index(after.verdict)
-            text = f"{before.verdict} -> {after}"
-            if ranks[0] == ranks[1]:
-                outcomes = (r.problems.get(problem, {}).get(mode) for r in both)
-                text = _moved(*outcomes)
-                if not text and before.reason != after.reason and ranks[0] > 1:
-                    text = f"{before} -> {after.reason}"
-            if text:
-                by_text.setdefault((ranks[1] > ranks[0], text), []).append(mode)
-        for (is_worse, text), modes in by_text.items():
-            line = f"{problem}, {' and '.join(modes)} mode: {text}"
-            (worse if is_worse else changed).append(line)
-        known = {message for message, _ in _warnings(first, problem)}
-        for message, where in _warnings(other, problem):
-            if message not in known:
-                known.add(message)
-                worse.append(f"{problem}: new warning at {where}: {message}")
-    for name, before_value in first.facts["numbers"].items():
-        after_value = other.facts["numbers"].get(name)
-        if text := _distance(before_value, after_value):
-            worse.append(f"{name}: {text}")
-    for name, before_text in first.facts["behaviour"].items():
-        after_text = other.facts["behaviour"].get(name)
-        if before_text != after_text:
-            old, new = (_shorten(str(text)) for text in (before_text, after_text))
-            changed.append(f"{name}: {old} -> {new}")
-    changed += _moved_bytecodes(first.bytecodes, other.bytecodes)
-    for kind, names in _api_changes(first, other).items():
-        if names:
-            shown = ", ".join(names[:SHOWN_NAMES])
-            more = len(names) - SHOWN_NAMES
-            rest = f" and {more} more (in --json)" if more > 0 else ""
-            changed.append(f"API names {kind}: {shown}{rest}")
-    return worse, changed
-
-
-def _moved(before: Outcome | None, after: Outcome | None) -> str:
-    """How the largest difference between Linen and nnx moved; empty if it did not."""
-    if before is None or after is None:
-        return ""
-    old, new = before.largest_difference, after.largest_difference
-    if old == new or (math.isnan(old) and math.isnan(new)):
-        return ""
-    return f"largest difference of the two sides {old:.3g} -> {new:.3g}"
-
-
-def _moved_bytecodes(before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """One line for each idiom whose calls execute more or fewer bytecodes."""
-    moves: dict[str, list[tuple[float, str]]] = {}
-    for name in before.keys() & after.keys():
-        old, new = before[name], after[name]
-        if old != new:
-            problem, what, idiom, *layers = name.split(", ")
-            where = ", ".join([problem, *layers])
-            move = new / old - 1, f"{where}: {old:,} -> {new:,}"
-            moves.setdefault(f"{what}, {idiom}", []).append(move)
-    lines = []
-    for idiom, found in sorted(moves.items()):
-        (low, _), (high, _) = min(found), max(found)
-        parts = f"{low:+.1%}" if low == high else f"{low:+.1%} to {high:+.1%}"
-        farthest = max(found, key=lambda move: abs(move[0]))[1]
-        lines.append(f"bytecodes per call, {idiom}: {parts} ({farthest})")
-    return lines
-
-
-def first_line(warning: dict[str, str]) -> str:
-    """What a warning says, as one line."""
-    return warning["message"].strip().splitlines()[0]
-
-
-def place(warning: dict[str, str]) -> str:
-    """File and line of a warning, without the folders above the suite's."""
-    return "/".join(Path(warning["where"]).parts[-3:])
-
-
-def _warnings(release: ReleaseResult, problem: str) -> list[tuple[str, str]]:
-    """First line and place of each warning of a problem, in any mode."""
-    found: dict[tuple[str, str], None] = {}
-    for outcome in release.problems.get(problem, {}).values():
-        for warning in outcome.warnings:
-            found[first_line(warning), place(warning)] = None
-    return list(found)
-
-
-def _distance(before: Any, after: Any) -> str:
-    """How far numbers moved, or that a message changed; empty if neither."""
-    if before == after:
-        return ""
-    if isinstance(before, str) or isinstance(after, str) or len(before) != len(after):
-        shown = [
-            v if isinstance(v, str) else f"{len(v)} numbers" for v in (before, after)
-        ]
-        return f"{shown[0]} -> {shown[1]}"
-    distance = largest(abs(a - b) for a, b in zip(before, after))
-    ulps = max(_ulps(a, b) for a, b in zip(before, after))
-    return f"moved by up to {distance:.3g}, {ulps} ulps of float32"
-
-
-def _ulps(a: float, b: float) -> int:
-    """How many float32 numbers lie between two."""
-
-    def ordered(value: float) -> int:
-        (bits,) = struct.unpack("<i", struct.pack("<f", value))
-        return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
-
-    return abs(ordered(a) - ordered(b))
-
-
-def _api_changes(first: ReleaseResult, other: ReleaseResult) -> dict[str, list[str]]:
-    """Names of flax.linen and flax.nnx that are gone, are new or take other ones."""
-    before, after = first.facts.get("api", {}), other.facts.get("api", {})
-    if not (before and after):
-        return {"gone": [], "added": [], "with other parameters": []}
-    both = [name for name in before if name in after and before[name] != after[name]]
-    return {
-        "gone": [name for name in before if name not in after],
-        "added": [name for name in after if name not in before],
-        "with other parameters": [
-            f"{name}({_other(before[name], after[name])})" for name in both
-        ],
-    }
-
-
-def _other(before: list[str], after: list[str]) -> str:
-    """What differs of two lists of parameters: `kernel=0.5 -> 0.75, +graph=None`."""
-    old = {parameter.partition("=")[0]: parameter for parameter in before}
-    new = {parameter.partition("=")[0]: parameter for parameter in after}
-    texts = [
-        f"{old[name]} -> {new[name].partition('=')[2] or 'no default'}"
-        for name in old
-        if name in new and old[name] != new[name]
-    ]
-    texts += [f"-{old[name]}" for name in old if name not in new]
-    texts += [f"+{new[name]}" for name in new if name not in old]
-    return ", ".join(texts) or "in another order"

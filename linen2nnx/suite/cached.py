@@ -3,14 +3,21 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from linen2nnx.environment import PACKAGES
 from linen2nnx.files import digest
 from linen2nnx.suite import records
-from linen2nnx.suite.records import AnyRecord, Kind, Outcome, RecordError, Results
+from linen2nnx.suite.records import (
+    AnyRecord,
+    Kind,
+    Outcome,
+    Parity,
+    RecordError,
+    Results,
+)
 
 # In the message of a failure that another run may not have.
 TIME_LIMIT = "TimeLimit"
@@ -52,6 +59,18 @@ def keep(problem: str, record: AnyRecord, path: Path) -> None:
         OSError: if it cannot be written.
     """
     records.save(Results(problem=problem, records=[record]), path)
+
+
+def merged(found: Sequence[Parity]) -> Parity:
+    """One record of several, of a mode each; its date is the earliest."""
+    newest = max(found, key=lambda record: record.date)
+    return Parity(
+        digest=newest.digest,
+        environment=newest.environment,
+        date=min(record.date for record in found),
+        command=newest.command,
+        modes={mode: out for record in found for mode, out in record.modes.items()},
+    )
 
 
 def is_passing(outcome: Outcome) -> bool:

@@ -175,15 +175,6 @@ class _Run:
 
 
 def _both(problem: catalog.ProblemFiles, runs: Sequence[_Run]) -> Checked:
-    """The records of both modes as one, of the earlier date."""
-    found = [run.ended[problem.name] for run in runs]
-    newest = max(found, key=lambda record: record.date)
-    record = Parity(
-        digest=newest.digest,
-        environment=newest.environment,
-        date=min(record.date for record in found),
-        command=newest.command,
-        modes={mode: out for record in found for mode, out in record.modes.items()},
-    )
+    record = cached.merged([run.ended[problem.name] for run in runs])
     is_kept = any(problem.name in run.kept for run in runs)
     return Checked(problem, record, is_kept)

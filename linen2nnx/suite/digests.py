@@ -7,7 +7,7 @@ they are not in the digest; what a kind of result does not run is not either.
 
 import ast
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import linen2nnx
@@ -34,15 +34,27 @@ def digest_of(problem: catalog.ProblemFiles, kind: Kind) -> str:
     Of the cost and the bytecodes, the tests in the problem's file are left out.
     """
     own = [_module(path) for path in problem.paths()]
+    return digest_of_modules([*own, *RUNS[kind]], LEFT_OUT[kind], kind == "parity")
+
+
+def digest_of_modules(
+    names: Iterable[str], left_out: tuple[str, ...] = (), with_tests: bool = True
+) -> str:
+    """The digest of modules of the tree and of all that they import of it.
+
+    Args:
+        names: of the modules.
+        left_out: how the names of those begin that are not in it.
+        with_tests: whether functions that are tests are in it.
+    """
     found: dict[str, Path] = {}
-    todo = [*own, *RUNS[kind]]
+    todo = [*names]
     while todo:
         name = todo.pop()
-        path = None if name.startswith(LEFT_OUT[kind]) else _file(name)
+        path = None if left_out and name.startswith(left_out) else _file(name)
         if path is not None and name not in found:
             found[name] = path
             todo += _imported(path, _stamp(path))
-    with_tests = kind == "parity"
     parts = [
         part
         for name, path in sorted(found.items())
