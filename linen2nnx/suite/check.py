@@ -84,6 +84,8 @@ def check(
                     found[problem.name] = _both(problem, runs)
                     ended(found[problem.name])
             progress(sum(r.tests_ended for r in runs), sum(r.tests for r in runs))
+            for run in runs:
+                run.raise_if_stopped()
             if running:
                 time.sleep(0.1)
     return [found[problem.name] for problem in problems]
@@ -117,6 +119,7 @@ class _Run:
         self.missing = [p for p in problems if p.name not in self.kept]
         self.seen = Seen(catalog.root())
         self.process: PytestRun | None = None
+        self.has_stopped = False
 
     def start(self, folder: Path) -> None:
         """Start the process, unless there is nothing to run."""
@@ -140,14 +143,10 @@ class _Run:
         return self.process is not None and self.process.is_running()
 
     def read(self) -> None:
-        """Take what was reported since the last call, and keep what has ended.
-
-        Raises:
-            CheckError: if the process has stopped before its end.
-        """
+        """Take what was reported since the last call, and keep what has ended."""
         if self.process is None or self.seen.is_finished:
             return
-        is_running = self.process.is_running()  # before its events are read
+        self.has_stopped = not self.process.is_running()  # before events are read
         for event in self.process.events():
             self.seen.take(event)
         for name in self.seen.take_ended():
@@ -156,7 +155,10 @@ class _Run:
             for problem in self.missing:
                 if problem.name not in self.ended:
                     self._end(problem.name)
-        elif not is_running:
+
+    def raise_if_stopped(self) -> None:
+        """Raise an error if the process has stopped before its end."""
+        if self.process and self.has_stopped and not self.seen.is_finished:
             cause = self.process.last_words()
             raise CheckError(f"the tests in {self.mode} mode {cause}")
 

@@ -23,7 +23,7 @@ class CheckTable:
         Args:
             names: of the problems, so that all lines are as wide.
         """
-        self._width = max(map(len, names))
+        self._width = max(map(len, names), default=0)
 
     def head(self, environment: dict[str, str]) -> RenderableType:
         """What it was measured with, and the headings of the columns."""
