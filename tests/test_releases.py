@@ -9,8 +9,9 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from linen2nnx.releases import results
 from linen2nnx.releases import table as releases
-from linen2nnx.suite import catalog
+from linen2nnx.suite import catalog, kept
 from pages import releases as site_releases
 
 ROOT = Path(__file__).parents[1]
@@ -56,18 +57,27 @@ def test_a_release_that_the_table_does_not_know():
     assert releases.between("0.12.11", "0.12.999") == ["0.12.11", "0.12.12"]
 
 
-MATRIX = site_releases.load(ROOT / "docs" / "results" / "releases.json")
+RELEASES = results.load(ROOT / "docs" / "results" / "releases.json").releases
 
 
-def test_the_committed_matrix():
-    flax = [release["environment"]["flax"] for release in MATRIX["releases"]]
+def test_the_committed_releases():
+    flax = [release.environment["flax"] for release in RELEASES]
     assert [Version(version) for version in flax] == sorted(map(Version, flax))
     assert {"0.10.7", "0.11.0", "0.12.0", "0.12.12"} <= set(flax)
-    for release in MATRIX["releases"]:
-        assert set(release["problems"]) == {p.name for p in catalog.problems()}
-        row = releases.find(release["environment"]["flax"])
+    for release in RELEASES:
+        row = releases.find(release.environment["flax"])
         newest = Version(row.newest_working_jax)
-        assert Version(release["environment"]["jax"]) <= newest
+        assert Version(release.environment["jax"]) <= newest
+
+
+@pytest.mark.parametrize("problem", catalog.problems(), ids=lambda p: p.name)
+def test_a_problem_was_run_on_every_committed_release(problem):
+    found = kept.load(problem, ROOT / "docs" / "results").parity()
+    versions = {(r.environment["flax"], r.environment["jax"]) for r in found}
+    assert versions >= {
+        (release.environment["flax"], release.environment["jax"])
+        for release in RELEASES
+    }
 
 
 def release(name, **cells):

@@ -17,9 +17,11 @@ from packaging.version import Version
 from typer.testing import CliRunner
 
 from linen2nnx import cli
-from linen2nnx.releases import environments, upgrade
+from linen2nnx.releases import environments, results, upgrade
 from linen2nnx.releases import report as upgrade_report
-from linen2nnx.suite import catalog, expected
+from linen2nnx.releases.verdicts import ReleaseResult
+from linen2nnx.suite import catalog, expected, records
+from linen2nnx.suite.records import Bytecodes, Count
 from tests.fake_flax import (
     JAX,
     NNX,
@@ -191,10 +193,10 @@ def test_an_api_that_is_not_there_yet(found):
 
 def test_what_is_not_as_expected_is_said_in_both_directions(found, monkeypatch):
     rows = [
-        expected.Expectation(LINEAR, ("graph",), "==0.12.101", "differs", "a cause"),
-        expected.Expectation(LINEAR, ("graph",), "==0.12.104", "differs", "a cause"),
+        expected.Expectation("==0.12.101", ("graph",), "differs", "a cause"),
+        expected.Expectation("==0.12.104", ("graph",), "differs", "a cause"),
     ]
-    monkeypatch.setattr(expected, "table", lambda root: rows)
+    monkeypatch.setattr(expected, "of", lambda p: rows if p.name == LINEAR else [])
     by_name = {release.name: release for release in found.releases}
     assert by_name["0.12.101"].unexpected() == [
         f"{LINEAR}, graph mode: holds; expected: differs (a cause)"
@@ -208,15 +210,27 @@ def test_what_is_not_as_expected_is_said_in_both_directions(found, monkeypatch):
     assert "0.12.101, jax 0.7.0: not as expected" in upgrade_report.markdown(upgraded)
 
 
-def test_bytecodes_per_call(found):
-    before, after = (
-        upgrade.ReleaseResult(
-            name,
-            environment={"flax": name, "jax": "0.7.0"},
-            facts={"modes": [], "numbers": {}, "behaviour": {}},
-            bytecodes=dict(zip(NAMES, counts)),
+def counted(**rows):
+    """Records of bytecodes: by problem, what an idiom with 4 layers executes."""
+    return {
+        f"state/{name}": Bytecodes(
+            digest="",
+            environment={},
+            date="",
+            command="",
+            counts=[Count("jitted", "nnx.jit", "tree", 4, count)],
         )
-        for name, counts in {"1": [1000, 100, 7], "2": [1200, 99, 7]}.items()
+        for name, count in rows.items()
+    }
+
+
+def test_bytecodes_per_call():
+    before, after = (
+        ReleaseResult(name, environment={"flax": name}, bytecodes=bytecodes)
+        for name, bytecodes in {
+            "1": counted(a=1000, b=100, c=7, d=1),
+            "2": counted(a=1200, b=99, c=7),
+        }.items()
     )
     worse, changed = upgrade.Upgrade("", "", [before, after]).changes(after)
     assert worse == []
@@ -231,18 +245,15 @@ def test_bytecodes_that_cannot_be_counted_stop_nothing(packages, tmp_path, monke
     found = upgrade.upgrade(["0.12.101"], cache=tmp_path)
     assert found.exit_status == 0
     note = found.releases[0].notes[-1]
-    assert note.startswith("bytecodes per call were not counted: ModuleNotFoundError")
-
-
-NAMES = [
-    "state/a, jitted, nnx.jit (tree mode), 4 layers",
-    "state/b, jitted, nnx.jit (tree mode)",
-    "state/b, eager, Linen",
-]
+    assert note.startswith("bytecodes per call were not counted: ")
+    assert note.endswith(f": {LINEAR}, {AFTER}")
+    monkeypatch.setattr(environments.Children, "run", pytest.fail)
+    again = upgrade.upgrade(["0.12.101"], cache=tmp_path)  # of which none is run
+    assert again.releases[0].notes == found.releases[0].notes
 
 
 def test_no_path_of_this_machine_is_kept(found, tmp_path):
-    found.save(tmp_path / "found.json")
+    upgrade_report.save_json(found, tmp_path / "found.json")
     assert "/tmp" not in (tmp_path / "found.json").read_text()
 
 
@@ -254,21 +265,57 @@ def test_a_release_that_does_not_exist(found):
 
 
 def test_reports(found, tmp_path):
-    found.save(tmp_path / "found.json")
+    upgrade_report.save_json(found, tmp_path / "found.json")
     content = json.loads((tmp_path / "found.json").read_text())
     assert content["format"] == "linen2nnx upgrade check"
-    linear = content["releases"][1]["problems"][LINEAR]["graph"]
-    assert (linear["verdict"], linear["reason"]) == (
-        "differs",
-        "kernel by 0.25 (test_linear)",
-    )
+    assert content["releases"][1]["verdicts"][LINEAR]["graph"] == {
+        "verdict": "differs",
+        "reason": "kernel by 0.25 (test_linear)",
+    }
+    linear, _ = content["problems"]
+    assert linear["problem"] == LINEAR
+    assert linear["records"][1]["modes"]["graph"]["failures"][0]["test"]
     upgrade_report.save_junit(found, tmp_path / "found.xml")
     suites = ET.parse(tmp_path / "found.xml").getroot()
     assert {s.get("name") for s in suites} >= {"0.12.101, jax 0.7.0, graph mode"}
     assert len(suites.findall("*/*/failure")) == 5
+    assert len(suites.findall("*/*/skipped")) == 1
+    assert len(suites.findall("*/*/error")) == 3
     text = upgrade_report.markdown(found)
     assert "| surgery/linear | graph | holds | differs |" in text
     assert "could not be installed: there is no version of flax==0.12.999" in text
+
+
+def test_records_of_releases(found, tmp_path):
+    """In a results folder: of each problem, and of each release."""
+    old = results.Release(
+        name="0.12.12",
+        date="",
+        command="",
+        environment={"flax": "0.12.12", "jax": "0.12.0"},
+    )
+    results.save(results.Releases(releases=[old]), tmp_path / "releases.json")
+    upgrade_report.save_records(found, tmp_path)
+    rows = results.load(tmp_path / "releases.json").releases
+    assert [row.name for row in rows[:3]] == ["0.10.7", "0.12.12", "0.12.101"]
+    assert [row.name for row in rows if row.error] == ["0.12.106", "0.12.110"]
+    assert rows[3].behaviour["tree mode"] == "not there"
+    assert rows[4].api.since == "0.12.101"
+    assert rows[4].api.gone == ["nnx.warm_start"]
+    after = records.load(tmp_path / f"{AFTER}.json").parity()
+    flax = [record.environment["flax"] for record in after]
+    assert flax[:2] == ["0.10.7", "0.12.101"]
+    assert "0.12.104" in flax
+    assert "0.12.105" not in flax  # it took too long
+    (tree,) = [r for r in after if r.environment["flax"] == "0.12.108"]
+    assert [*tree.modes] == ["graph", "tree"]
+    assert tree.command == f"linen2nnx check 0.12.108+jax0.7.0 --only {AFTER} --save"
+    upgrade_report.save_records(found, tmp_path)
+    assert results.load(tmp_path / "releases.json").releases == rows
+    alone = upgrade.Upgrade("", "", [r for r in found.releases if r.name == "0.12.103"])
+    upgrade_report.save_records(alone, tmp_path)
+    again = results.load(tmp_path / "releases.json").releases
+    assert again[4].api == rows[4].api
 
 
 @pytest.mark.parametrize(
@@ -318,7 +365,10 @@ def test_a_local_flax(found, packages, tmp_path):
         (["a..b"], "a..b names no release; a range takes two"),
         (["0.12.8", "--python", "3.99"], "there is no Python 3.99 on this machine"),
         (["0.12.8", "--jax", "0.8"], "--jax takes newest, got 0.8"),
-        (["--fresh"], "--fresh is for releases; name one"),
+        (["--junit", "a.xml"], "--junit is for releases; name one"),
+        (["0.12.8", "--save"], "results are kept in a clone of linen2nnx"),
+        (["/tmp", "--save"], "--save keeps what others can run again"),
+        (["0.12.8", "--only", "states/"], "there is no chapter"),
         (["0.12.8", "--with", "a"], "say what --tests needs; it takes a path"),
         (["0.12.8", "--junit", "no/a.xml"], "no is no folder to write a.xml to"),
     ],
@@ -391,13 +441,13 @@ def test_own_tests(found, packages, tmp_path, monkeypatch):
     mine = [
         (cell["verdict"], cell["reason"])
         for release in found
-        for cell in [release["problems"]["test_mine.py"]["graph"]]
+        for cell in [release["verdicts"]["test_mine.py"]["graph"]]
     ]
     assert mine[0] == ("holds", "")
     assert mine[1][0] == "fails"
     assert "assert 0.75 == 0.5" in mine[1][1]
     assert "exit status -6" in mine[2][1]
-    assert found[2]["problems"][AFTER]["graph"]["verdict"] == "fails"
+    assert found[2]["verdicts"][AFTER]["graph"]["verdict"] == "fails"
     assert sorted(os.listdir(folder)) == ["helpers.py", "pytest.ini", "test_mine.py"]
 
 
@@ -418,7 +468,7 @@ from linen2nnx import cli
 from linen2nnx.releases import environments
 from linen2nnx.suite import catalog
 root = Path(sys.argv.pop(1))
-suite.root = lambda: root
+catalog.root = lambda: root
 environments.NEEDED = ()
 environments.Uv.can_count_bytecodes = False
 signal.signal(signal.SIGINT, signal.default_int_handler)  # some parents ignore it
@@ -429,13 +479,14 @@ cli.main()
 def test_an_interruption_ends_the_children_and_the_next_check_goes_on(
     packages, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("LINEN2NNX_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LINEN2NNX_CACHE", str(cache))
     command = [sys.executable, "-c", INTERRUPTED, str(catalog.root())]
-    command += ["check", "0.12.101", "0.12.105"]  # the second one hangs
+    command += ["check", "0.12.101", "0.12.105", "--limit", "6"]  # the second one hangs
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    results = tmp_path / "cache" / "results"
-    deadline = time.monotonic() + 20
-    while len(list(results.glob("*.json"))) < 3 and time.monotonic() < deadline:
+    results = cache / "results"
+    deadline = time.monotonic() + 40
+    while len(list(results.rglob("*.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -445,10 +496,24 @@ def test_an_interruption_ends_the_children_and_the_next_check_goes_on(
         process.kill()
     assert process.returncode == 2
     assert error.startswith("linen2nnx: interrupted")
-    kept = sorted(os.listdir(results))
-    assert len(kept) == 3  # two probes and one run
-    assert all(json.loads((results / name).read_text()) for name in kept)
     assert not running(str(tmp_path))
+    kept = sorted(
+        str(path.parent.relative_to(results)) for path in results.rglob("*.json")
+    )
+    assert kept == [".", ".", AFTER, LINEAR, LINEAR]  # probes, and what had ended
+
+    started = []
+    start = upgrade.PytestRun.__init__
+
+    def note(self, paths, *rest, **options):
+        started.append([path.stem for path in paths])
+        start(self, paths, *rest, **options)
+
+    monkeypatch.setattr(upgrade.PytestRun, "__init__", note)
+    found = upgrade.upgrade(["0.12.101", "0.12.105"], limit=6.0, cache=cache)
+    assert started == [["test_after"]]
+    assert found.exit_status == 1
+    assert len([*results.rglob("*.json")]) == 5  # what took too long is not kept
 
 
 def running(text):

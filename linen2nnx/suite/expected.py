@@ -81,13 +81,13 @@ def find(problem: str, mode: str, flax: str) -> Expectation:
 
 
 def of(problem: catalog.ProblemFiles) -> list[Expectation]:
-    """All that is listed of a problem.
+    """All that is listed of a problem; nothing where it has no tests.
 
     Raises:
         ExpectedError: naming the file whose list is not as it is to be.
     """
     path = problem.test_path()
-    return _read(path, path.stat().st_mtime_ns)
+    return _read(path, path.stat().st_mtime_ns) if path.is_file() else []
 
 
 @functools.cache
