@@ -25,15 +25,14 @@ What became of its problems is in their files, by `linen2nnx.suite.records`.
 """
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from packaging.version import Version
 
+from linen2nnx.modes import Mode
 from linen2nnx.suite import records
 from linen2nnx.suite.records import FORMAT, VERSION
 
-Mode = Literal["graph", "tree"]
 Numbers = list[float] | str  # or the error that they raised
 
 

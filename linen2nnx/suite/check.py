@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linen2nnx.files import cache_folder
+from linen2nnx.modes import MODES
 from linen2nnx.suite import cached, catalog
 from linen2nnx.suite.digests import digest_of
-from linen2nnx.suite.modes import MODES
 from linen2nnx.suite.pytest_run import PytestRun
 from linen2nnx.suite.records import Outcome, Parity, now
 from linen2nnx.suite.seen import Seen, options

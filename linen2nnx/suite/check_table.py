@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from linen2nnx.modes import MODES
 from linen2nnx.suite.check import Checked
-from linen2nnx.suite.modes import MODES
 from linen2nnx.suite.records import Outcome, Verdict, largest, verdict_of
 
 _VERDICT, _DIFFERENCE, _WARNINGS = 13, 10, 8  # widths; 80 columns hold a name of 30

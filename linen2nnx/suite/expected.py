@@ -20,9 +20,9 @@ from typing import Literal
 import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from linen2nnx.modes import Mode
 from linen2nnx.suite import catalog
 
-Mode = Literal["graph", "tree"]
 Verdict = Literal[
     "holds",
     "holds with warnings",

@@ -23,7 +23,7 @@ import pytest
 
 from linen2nnx.environment import environment
 from linen2nnx.files import compilation_cache, compiled_folder
-from linen2nnx.suite.modes import MODES
+from linen2nnx.modes import MODES
 
 # CPU seconds that a problem's tests may take in both modes: on average, and each.
 BUDGETS = {"cold": (12.0, 30.0), "warm": (6.0, 15.0)}

@@ -1,3 +1,0 @@
-"""The two modes of nnx that every parity test runs in."""
-
-MODES = ("graph", "tree")
