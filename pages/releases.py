@@ -1,164 +1,201 @@
-"""What the pages say of flax releases: the committed matrix, and the table of jax."""
+"""What the pages say of releases: problem by release, and flax with jax."""
 
 import html
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from linen2nnx.releases import table as releases
-from linen2nnx.suite import expected
+import msgspec
 
-FORMAT = "linen2nnx upgrade check"
-COUNTED = "state/pure_update"  # its idioms run on every release of the matrix
+from linen2nnx.releases import table, upgrade
+from linen2nnx.suite import expected, records
+from linen2nnx.suite import results as suite_results
+from pages import RESULTS, results
+from pages.page import Page
+from pages.templates import draw
+
+PATH = RESULTS / "releases.json"
+FINE = {"holds", "holds with warnings", "not there yet"}
+BOTH_MODES = {"graph", "tree"}
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The matrix that `linen2nnx check RELEASE... --json` wrote.
+@dataclass(frozen=True)
+class Facts:
+    """What was found of a release beside its problems.
+
+    Attributes:
+        release: the versions of flax and jax.
+        behaviour: what it does, in words, by what was asked.
+        numbers: likewise in numbers.
+        error: why nothing ran on it; empty if something did.
+    """
+
+    release: results.Release
+    behaviour: dict[str, str]
+    numbers: dict[str, Any]
+    error: str
+
+
+def facts() -> list[Facts]:
+    """What was found of each release, oldest first.
 
     Raises:
-        ValueError: if the file is no such result of a version that this one reads.
+        ValueError: in one line, if the file holds no such facts.
     """
-    content = json.loads(path.read_text())
-    if content.get("format") != FORMAT or content["version"] != 1:
-        raise ValueError(f"{path} is no {FORMAT} result of version 1")
-    return content
+    if not PATH.is_file():
+        return []
+    try:
+        found = [_facts(row) for row in json.loads(PATH.read_text())["releases"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"holds no facts of releases: {error!r}") from error
+    return sorted(found, key=lambda facts: results.in_order(facts.release))
 
 
-def matrix_fragment(content: dict[str, Any]) -> str:
-    """Problem by release: the verdict of both modes, with the reason in the cell."""
-    found = content["releases"]
-    names = dict.fromkeys(name for release in found for name in release["problems"])
-    lines = [
-        '<div class="matrix" markdown>',
-        "",
-        *_heads("problem", content),
-    ]
-    for name in names:
-        cells = [_cell(release, name) for release in found]
-        lines.append(f"| [{name}]({name}.md) | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "</div>", "", *_source(content)])
-
-
-def bytecodes_fragment(content: dict[str, Any]) -> str:
-    """How many Python bytecodes a jitted call executes: idiom by release."""
-    start = f"{COUNTED}, jitted, "
-    counts = [release["bytecodes"] for release in content["releases"]]
-    names = dict.fromkeys(
-        name for of_release in counts for name in of_release if name.startswith(start)
+def _facts(row: dict[str, Any]) -> Facts:
+    of_probe = row.get("facts", row)
+    return Facts(
+        release=results.release_of(row["environment"]),
+        behaviour=of_probe["behaviour"],
+        numbers=of_probe["numbers"],
+        error=row["error"],
     )
-    lines = ['<div class="matrix" markdown>', "", *_heads("idiom", content)]
-    for name in names:
-        cells = [f"{found[name]:,}" if name in found else "" for found in counts]
-        lines.append(f"| {name.removeprefix(start)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "</div>", "", *_source(content)])
 
 
-def _heads(first: str, content: dict[str, Any]) -> list[str]:
-    """The first two rows of a table with a column per release."""
-    heads = [
-        f"{release['name']}<br><small>jax {release['environment']['jax']}</small>"
-        for release in content["releases"]
+def section(page: Page) -> str:
+    """The section of a page: the problem on each release, oldest first."""
+    found = page.results.parity()
+    found.sort(key=lambda r: results.in_order(results.release_of(r.environment)))
+    rows = [
+        (record.environment, "; ".join(text for text, _ in _verdicts(page, record)))
+        for record in found
     ]
-    return [
-        f"| {first} | " + " | ".join(heads) + " |",
-        "| --- |" + " --- |" * len(heads),
+    verdicts = {verdict for r in found for _, verdict in _verdicts(page, r)}
+    return draw(
+        "releases",
+        rows=rows,
+        style="ok" if verdicts <= FINE else "bad",
+        renew=results.renew(page, found),
+    )
+
+
+def matrix(pages: Sequence[Page], known: Sequence[Facts]) -> str:
+    """Problem by release: the verdict of both modes, with the reason in the cell."""
+    found = {
+        (page.name, results.release_of(record.environment)): record
+        for page in pages
+        for record in page.results.parity()
+    }
+    errors = {facts.release: facts.error for facts in known}
+    releases = sorted({r for _, r in found} | errors.keys(), key=results.in_order)
+    rows = []
+    for page in pages:
+        cells = []
+        for release in releases:
+            record = found.get((page.name, release))
+            texts = [text for text, _ in _verdicts(page, record)] if record else []
+            error = html.escape(_shorten(errors.get(release, "")))
+            cells.append("<br>".join(texts) or error or "not run")
+        stale = results.renew(page, page.results.parity())
+        mark = f" {results.STALE}" if stale else ""
+        rows.append((f"[{page.name}]({page.name}.md){mark}", cells))
+    return _by_release("problem", releases, rows, [*found.values()])
+
+
+def bytecodes(page: Page) -> str:
+    """How many Python bytecodes a jitted call executes: idiom by release."""
+    found = {results.release_of(r.environment): r for r in page.results.bytecodes()}
+    releases = sorted(found, key=results.in_order)
+    by_idiom: dict[str, dict[results.Release, str]] = {}
+    for release in releases:
+        for row in found[release].counts:
+            if row.what == "jitted" and row.bytecodes is not None:
+                mode = f" ({row.mode} mode)" if row.mode else ""
+                depth = f", {results.layers(row.layers)}" if row.layers else ""
+                cells = by_idiom.setdefault(f"{row.idiom}{mode}{depth}", {})
+                cells[release] = f"{row.bytecodes:,}"
+    rows = [
+        (idiom, [cells.get(release, "") for release in releases])
+        for idiom, cells in by_idiom.items()
     ]
+    return _by_release("idiom", releases, rows, [*found.values()])
 
 
-def _source(content: dict[str, Any]) -> list[str]:
-    last = content["releases"][-1]["environment"]
-    return [
-        f"Measured by `{content['command']}` on {content['date'][:10]}, Python "
-        f"{last['python']}, {last['platform']}, {last['device'].partition(':')[0]}; "
-        "[the result file](results/releases.json).",
-        "{ .source }",
-    ]
+def _by_release(
+    first: str,
+    releases: Sequence[results.Release],
+    rows: Sequence[tuple[str, list[str]]],
+    found: Sequence[records.Parity | records.Bytecodes],
+) -> str:
+    if not found:
+        return "Nothing was run yet."
+    last = max(found, key=lambda record: record.date)
+    return draw(
+        "by-release",
+        first=first,
+        releases=releases,
+        rows=rows,
+        command=last.command,
+        dates=results.dates(found),
+        env=last.environment,
+        device=results.device(last.environment),
+    )
 
 
-def changes_fragment(content: dict[str, Any]) -> str:
+def changes(known: Sequence[Facts]) -> str:
     """What each release does that the one before it in the matrix did not do."""
-    lines = []
-    for before, release in zip(content["releases"], content["releases"][1:]):
-        old, new = (r["facts"]["behaviour"] for r in (before, release))
+    parts = []
+    for before, after in pairwise(known):
+        old, new = before.behaviour, after.behaviour
         texts = [
             f"{name}: `{_shorten(old[name])}` became `{_shorten(new[name])}`"
             for name in old
             if name in new and old[name] != new[name]
         ]
-        old, new = (r["facts"]["numbers"] for r in (before, release))
+        old, new = before.numbers, after.numbers
         texts += [f"{name} moved" for name in old if old[name] != new.get(name)]
-        lines += [f"**{release['name']}**, after {before['name']}:", ""]
-        lines += [f"* {text}" for text in texts] or ["* none of these changed"]
-        lines.append("")
-    return "\n".join(lines).strip()
+        parts.append((after.release[0], before.release[0], texts))
+    return draw("changes", releases=parts)
 
 
-def flax_jax_fragment() -> str:
+def flax_jax() -> str:
     """Which flax and jax go together, newest flax first."""
-    lines = [
-        '<div class="pairs" markdown>',
-        "",
-        "| flax | Python | declares jax | newest jax it works with | the next one |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in reversed(releases.table()):
+    rows = []
+    for row in reversed(table.table()):
         following = "none is out"
         if row.first_broken_jax:
             error = html.escape(_shorten(row.first_broken_error or ""))
             following = f"{row.first_broken_jax} fails: <code>{error}</code>"
-        lines.append(
-            f"| {row.flax} | {row.requires_python} | {row.requires_jax} "
-            f"| {row.newest_working_jax} | {following} |"
-        )
-    return "\n".join([*lines, "", "</div>"])
+        rows.append((row, following))
+    return draw("flax-jax", rows=rows)
 
 
-def strip_fragment(name: str, content: dict[str, Any]) -> str:
-    """One problem on every release of the matrix, oldest first."""
-    lines, good = [], True
-    for release in content["releases"]:
-        env = release["environment"]
-        verdicts = {o["verdict"] for o in release["problems"].get(name, {}).values()}
-        fine = {"holds", "holds with warnings", "not there yet"}
-        good = good and bool(verdicts) and verdicts <= fine
-        text = "; ".join(_texts(release, name)) or "not run"
-        lines.append(
-            f"- **flax {env['flax']}** {text} "
-            f"(jax {env['jax']}, Python {env.get('python', 'the same')})"
-        )
-    style = "ok" if good else "bad"
-    return "\n".join(
-        [
-            f'<div class="releases {style}" markdown>',
-            "",
-            *lines,
-            "",
-            "</div>",
-            "",
-            "[All problems](../releases.md) on these releases; "
-            "[run it](../upgrade.md) on others.",
-        ]
-    )
-
-
-def _cell(release: dict[str, Any], name: str) -> str:
-    return "<br>".join(_texts(release, name)) or html.escape(_shorten(release["error"]))
-
-
-def _texts(release: dict[str, Any], name: str) -> list[str]:
-    """Each verdict of a problem, with its reason, and the mode if not both have it."""
-    by_text: dict[str, list[str]] = {}
-    for mode, outcome in release["problems"].get(name, {}).items():
-        text, reason = outcome["verdict"], outcome["reason"]
-        known = expected.find(name, mode, release["environment"]["flax"])
-        if known.verdict == text != "not there yet":  # which names the missing API
+def _verdicts(page: Page, record: records.Parity) -> list[tuple[str, str]]:
+    """Each verdict as text with its reason, and the mode if not both have it."""
+    flax = record.environment["flax"]
+    by_text: dict[tuple[str, str], list[str]] = {}
+    for mode, outcome in record.modes.items():
+        verdict, reason = _cell(outcome, flax)
+        known = expected.find(page.name, mode, flax)
+        if known.verdict == verdict != "not there yet":  # which names the missing API
             reason = known.cause
-        if reason:
-            text += f": <small>{html.escape(_shorten(reason))}</small>"
-        by_text.setdefault(text.replace("|", "&#124;"), []).append(mode)
-    if len(by_text) == 1 and set(release["facts"]["modes"]) == {"graph", "tree"}:
+        small = f": <small>{html.escape(_shorten(reason))}</small>" if reason else ""
+        text = (verdict + small).replace("|", "&#124;")
+        by_text.setdefault((text, verdict), []).append(mode)
+    if len(by_text) == 1 and record.modes.keys() == BOTH_MODES:
         return list(by_text)
-    return [f"{text} ({' and '.join(modes)} mode)" for text, modes in by_text.items()]
+    return [
+        (f"{text} ({' and '.join(modes)} mode)", verdict)
+        for (text, verdict), modes in by_text.items()
+    ]
+
+
+def _cell(outcome: records.Outcome, flax: str) -> tuple[str, str]:
+    """The verdict of one mode on one release, and the reason."""
+    plain = suite_results.Outcome(**msgspec.to_builtins(outcome))
+    cell = upgrade._cell(plain, flax)
+    return cell.verdict, cell.reason
 
 
 def _shorten(text: str) -> str:
