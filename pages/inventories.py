@@ -32,8 +32,8 @@ from linen2nnx.files import write_whole
 FILE = Path(__file__).with_suffix(".json")
 BY_HAND = "by hand"
 SITES = {  # address, and how its names begin; of two sites the first counts
-    "flax": ("https://flax.readthedocs.io/en/latest/", ("flax.",)),
     "flax-linen": ("https://flax-linen.readthedocs.io/en/latest/", ("flax.",)),
+    "flax": ("https://flax.readthedocs.io/en/latest/", ("flax.",)),
     "jax": ("https://docs.jax.dev/en/latest/", ("jax.",)),
     "optax": ("https://optax.readthedocs.io/en/latest/", ("optax.",)),
     "orbax": ("https://orbax.readthedocs.io/en/latest/", ("orbax.",)),

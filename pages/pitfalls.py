@@ -11,6 +11,7 @@ from pages.page import Page
 from pages.templates import draw
 
 PREFIX = "test_pitfall_"
+KINDS = ("raises", "warns", "silent")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Pitfall:
             return "raises"
         return "warns" if re.search(r"`[^`]*\wWarning\b", self.title) else "silent"
 
+    @property
+    def of_linen(self) -> bool:
+        """Whether it is one of Linen, which its title says first."""
+        return self.title.startswith("Linen:")
+
     def not_quoted(self) -> list[str]:
         """What the test expects and the text does not say."""
         words = " ".join(f"{self.title} {self.text}".split())
@@ -52,13 +58,14 @@ class Pitfall:
 
 
 def pitfalls(problem: catalog.ProblemFiles) -> list[Pitfall]:
-    """The pitfalls of a problem, in the order of its tests."""
+    """The pitfalls of a problem: errors first, Linen's last, else as in the file."""
     file = problem.test_path()
-    return [
+    found = [
         _pitfall(f"{file.relative_to(ROOT).as_posix()}::{node.name}", node)
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith(PREFIX)
     ]
+    return sorted(found, key=lambda p: (p.of_linen, KINDS.index(p.kind)))
 
 
 def section(page: Page) -> str:

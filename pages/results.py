@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby
 from typing import TypeVar
 
 import msgspec
@@ -65,14 +65,17 @@ def verdict(record: records.Parity | None) -> str:
 
 
 def holds_on(page: Page) -> str:
-    """The releases of flax on which it holds: `0.12.0 to 0.12.12`, or each by name."""
-    found = page.results.parity()
-    found.sort(key=lambda record: in_order(release_of(record.environment)))
-    holding = [record.holds for record in found]
-    versions = [record.environment["flax"] for record in found if record.holds]
-    if len(set(versions)) < 3 or any(a and not b for a, b in pairwise(holding)):
-        return ", ".join(dict.fromkeys(versions)) or "none"
-    return f"{versions[0]} to {versions[-1]}"
+    """The releases of flax on which it holds: `0.12.0 to 0.12.4, 0.12.8`."""
+    holds: dict[str, bool] = {}
+    for record in page.results.parity():
+        flax = record.environment["flax"]
+        holds[flax] = record.holds and holds.get(flax, True)
+    parts = []
+    for holding, group in groupby(sorted(holds, key=Version), key=lambda v: holds[v]):
+        run = list(group)
+        if holding:
+            parts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else run
+    return ", ".join(parts) or "none"
 
 
 def cheapest(cost: records.Cost | None) -> bench.Cheapest | None:

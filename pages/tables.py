@@ -1,6 +1,7 @@
 """The tables over all problems, the row of facts of one, and their order."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from linen2nnx.suite import bench, catalog
 from pages import results
@@ -8,27 +9,43 @@ from pages.page import Page
 from pages.templates import draw
 
 
+@dataclass(frozen=True)
+class Figure:
+    """What a problem showed, in a few words, and a mark where that is stale."""
+
+    name: str
+    section: str
+    text: str
+    stale: str
+
+
+def figures(page: Page) -> list[Figure]:
+    """Parity, cost and releases of a problem."""
+    records = page.results.parity()
+    newest = [record for record in [results.newest(records)] if record]
+    costs = [cost for cost in [page.results.cost("cpu")] if cost]
+    best = results.cheapest(costs[0]) if costs else None
+    shown = [
+        ("Parity", "parity", results.verdict(newest[0] if newest else None), newest),
+        ("Jitted cost", "cost", _cost(best), costs),
+        ("Holds on flax", "releases", results.holds_on(page), records),
+    ]
+    return [
+        Figure(name, section, text, results.STALE if results.renew(page, of) else "")
+        for name, section, text, of in shown
+    ]
+
+
 def facts(page: Page) -> str:
     """Parity, cost and releases of a problem in one row."""
-    parity = results.newest(page.results.parity())
-    cost = page.results.cost("cpu")
-    best = results.cheapest(cost)
-    return draw(
-        "facts",
-        parity=results.verdict(parity),
-        cost=_cost(best)
-        + (f", {results.idiom(best.idiom, best.mode)}" if best else ""),
-        releases=results.holds_on(page),
-        stale=results.STALE,
-        parity_is_stale=parity and results.is_stale(page, parity),
-        cost_is_stale=cost and results.is_stale(page, cost),
-        releases_are_stale=bool(results.renew(page, page.results.parity())),
-    )
+    best = results.cheapest(page.results.cost("cpu"))
+    idiom = results.idiom(best.idiom, best.mode) if best else ""
+    return draw("facts", figures=figures(page), idiom=idiom)
 
 
 def problems(pages: Sequence[Page]) -> str:
     """The table of all problems."""
-    return draw("problems", rows=[(page, *_row(page)) for page in pages])
+    return draw("problems", rows=[(page, figures(page)) for page in pages])
 
 
 def names(pages: Sequence[Page]) -> str:
@@ -50,15 +67,6 @@ def chapters(pages: Sequence[Page]) -> dict[str, list[Page]]:
         for chapter in catalog.CHAPTERS
     }
     return {chapter: found for chapter, found in by_chapter.items() if found}
-
-
-def _row(page: Page) -> tuple[str, str, str]:
-    parity = results.verdict(results.newest(page.results.parity()))
-    return (
-        parity,
-        _cost(results.cheapest(page.results.cost("cpu"))),
-        results.holds_on(page),
-    )
 
 
 def _cost(best: bench.Cheapest | None) -> str:
