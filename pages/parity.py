@@ -65,13 +65,13 @@ def checks() -> str:
 
 def runs(pages: Sequence[Page]) -> str:
     """What was run on each release, over all problems, newest first."""
-    by_run: dict[tuple[str, ...], list[records.Parity]] = {}
+    by_run: dict[tuple[str, str, str], list[records.Parity]] = {}
     for page in pages:
         for record in page.results.parity():
             env = record.environment
             key = (env["flax"], env["jax"], env["python"])
             by_run.setdefault(key, []).append(record)
-    ordered = sorted(by_run.items(), key=lambda item: results.in_order(item[0][:2]))
+    ordered = sorted(by_run.items(), key=lambda item: results.in_order(item[0]))
     rows = [(*versions, *_sums(found)) for versions, found in reversed(ordered)]
     last = ordered[-1][1][-1] if ordered else None
     return draw("runs", rows=rows, last=last, device=last and _device(last))

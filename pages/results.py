@@ -24,9 +24,9 @@ def release_of(environment: dict[str, str]) -> Release:
     return environment["flax"], environment["jax"]
 
 
-def in_order(release: Release) -> tuple[Version, ...]:
+def in_order(versions: Sequence[str]) -> tuple[Version, ...]:
     """A key that sorts releases, oldest first."""
-    return tuple(map(Version, release))
+    return tuple(map(Version, versions))
 
 
 def newest(found: Sequence[R]) -> R | None:
