@@ -20,6 +20,7 @@ command leaves it as it is.
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -47,8 +48,8 @@ SITES = {  # address, and how its names begin; of two sites the first counts
 class Links(Mapping[str, str]):
     """Full names to addresses.
 
-    A name that no site has under this name is looked for under a longer one, with which
-    it begins and ends: `flax.nnx.Optimizer` is `flax.nnx.optimizer.Optimizer`.
+    A name that no site has is looked for in a module of its module, which has no capital:
+    `flax.nnx.Optimizer` is `flax.nnx.optimizer.Optimizer`.
     """
 
     def __init__(self, urls: dict[str, str]):
@@ -64,13 +65,10 @@ class Links(Mapping[str, str]):
         parts = name.split(".")
         for length in range(len(parts) - 1, 0, -1):
             first, last = (".".join(p) for p in (parts[:length], parts[length:]))
-            longer = [
-                other
-                for other in self._by_last.get(parts[-1], [])
-                if other.startswith(f"{first}.") and other.endswith(f".{last}")
-            ]
-            if longer:
-                return self._urls[min(longer, key=len)]
+            pattern = re.compile(rf"{re.escape(first)}\.[a-z_.]+\.{re.escape(last)}")
+            longer = filter(pattern.fullmatch, self._by_last.get(parts[-1], []))
+            if found := min(longer, key=len, default=None):
+                return self._urls[found]
         raise KeyError(name)
 
     def __iter__(self):

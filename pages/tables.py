@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from linen2nnx.suite import bench, catalog
+from linen2nnx.suite import bench, catalog, records
 from pages import results
 from pages.page import Page
 from pages.templates import draw
@@ -21,19 +21,25 @@ class Figure:
 
 def figures(page: Page) -> list[Figure]:
     """Parity, cost and releases of a problem."""
-    records = page.results.parity()
-    newest = [record for record in [results.newest(records)] if record]
-    costs = [cost for cost in [page.results.cost("cpu")] if cost]
-    best = results.cheapest(costs[0]) if costs else None
-    shown = [
-        ("Parity", "parity", results.verdict(newest[0] if newest else None), newest),
-        ("Jitted cost", "cost", _cost(best), costs),
-        ("Holds on flax", "releases", results.holds_on(page), records),
-    ]
+    parity = results.newest(page.results.parity())
+    cost = page.results.cost("cpu")
+    holds = results.holds_on(page)
     return [
-        Figure(name, section, text, results.STALE if results.renew(page, of) else "")
-        for name, section, text, of in shown
+        _figure(page, "Parity", "parity", results.verdict(parity), [parity]),
+        _figure(page, "Jitted cost", "cost", _cost(results.cheapest(cost)), [cost]),
+        _figure(page, "Holds on flax", "releases", holds, page.results.parity()),
     ]
+
+
+def _figure(
+    page: Page,
+    name: str,
+    section: str,
+    text: str,
+    found: Sequence[records.AnyRecord | None],
+) -> Figure:
+    stale = results.renew(page, [record for record in found if record])
+    return Figure(name, section, text, results.STALE if stale else "")
 
 
 def facts(page: Page) -> str:

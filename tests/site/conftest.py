@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ["docs", "linen2nnx", "linen_impl", "nnx_impl", "parity_tests"]
+SOURCES = ["docs", "linen2nnx", "linen_impl", "nnx_impl", "pages", "parity_tests"]
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 TWO_FRAMES = "new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))"
 HEIGHTS = {1440: 900, 390: 844}
@@ -36,9 +36,9 @@ def copy_sources(folder):
 
 
 def run_build(folder, *arguments):
-    """Build the copy in `folder` with the `linen2nnx` that is in it."""
+    """Build the copy in `folder` with the code that is in it."""
     return subprocess.run(
-        [sys.executable, "-m", "pages.build", "build", *arguments],
+        [sys.executable, "-m", "pages", "build", *arguments],
         cwd=folder,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,

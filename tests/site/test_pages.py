@@ -6,6 +6,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from linen2nnx.suite import catalog
+from pages import blocks
+from pages.page import read
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(path.relative_to(DOCS).with_suffix("") for path in DOCS.rglob("*.md"))
@@ -85,20 +87,19 @@ def test_lines_are_not_cut_on_a_laptop(problem, readers, address):
 @every_problem
 @every_side
 def test_copied_code_runs(problem, side, readers, address):
-    """Each block as copied is a section of the tested file; in page order all run."""
+    """Each block as copied is a region of the tested file; in page order all run."""
     window = readers(1440).open(f"{address}/{problem.name}.html")
     child = {"linen": 1, "nnx": 2}[side]
     buttons = window.query_selector_all(
         f".cmp .tabbed-block:nth-child({child}) :is(.md-clipboard, .md-code__button)"
     )
-    sections = problem.sections(side)
     copied = []
     for button in buttons:
         window.evaluate("navigator.clipboard.writeText('')")
         button.click()
         window.wait_for_function("navigator.clipboard.readText()")
         copied.append(window.evaluate("navigator.clipboard.readText()").strip("\n"))
-    assert set(copied) == set(sections.values())
+    assert set(copied) == set(blocks.pasted(read(problem), side))
     names = {}
     for code in copied:
         exec(compile(code, f"{problem.name}, {side}", "exec"), names)
@@ -111,7 +112,8 @@ def test_selected_code_is_clean(readers, address):
         "() => { getSelection().selectAllChildren(document.querySelectorAll("
         "'.cmp code')[1]); return getSelection().toString(); }"
     )
-    assert code.strip() == catalog.find("replace_kernel").sections("linen")["edit"]
+    page = read(catalog.find("replace_kernel"))
+    assert code.strip() == blocks.pasted(page, "linen")[1]
 
 
 @every_problem
