@@ -48,7 +48,7 @@ SITES = {  # address, and how its names begin; of two sites the first counts
 class Links(Mapping[str, str]):
     """Full names to addresses.
 
-    A name that no site has is looked for in a module of its module, which has no capital:
+    A name that no site has is looked for in the modules of its module:
     `flax.nnx.Optimizer` is `flax.nnx.optimizer.Optimizer`.
     """
 
