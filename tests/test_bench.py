@@ -277,7 +277,7 @@ def test_fresh_measures_all(clone, quick):
 
 
 def test_a_comment_makes_no_cost_stale_and_an_edit_that_of_one_problem(clone, quick):
-    bench.bench([P, Q])
+    bench.bench([P, Q], save=True)
     quick.ran.clear()
     twin = P.path("nnx")
     twin.write_text('"""Another docstring."""\n# A comment.\n')
