@@ -32,8 +32,6 @@ from linen2nnx.modes import Mode, in_mode
 Clock = Literal["cpu time", "wall time"]
 Key = tuple[str, Mode | None]
 
-CLOCKS: tuple[Clock, Clock] = ("cpu time", "wall time")
-
 REFERENCE, LIMIT = "Linen", "jax.numpy"  # idioms that the others stand beside
 CONTROL_LIMIT = 0.05
 SAMPLE_SECONDS = 0.004
@@ -135,8 +133,8 @@ def compare(
     """Time arms against the first of them, in this process.
 
     Rounds go on until every interval is tight, or the time is up, with the garbage
-    collector off. If the control is off, they go on for twice as long, and once more
-    for four times.
+    collector off. If the control is off, it is all done again for twice as long, and
+    once more for four times: a sample that is too short would stay the least one.
 
     Args:
         arms: at least two; the first is the reference.
@@ -164,9 +162,8 @@ def compare(
     controls = []
     with _undisturbed():
         lanes = _lanes(arms, clock)
-        comparison = _comparison(lanes, clock)
         for n in range(TRIES):
-            _measure(lanes, comparison, 2**n * max_seconds)
+            comparison = _measure(lanes, clock, 2**n * max_seconds)
             if abs(comparison.control_ratio - 1) <= CONTROL_LIMIT:
                 return comparison
             controls.append(f"{comparison.control_ratio:.3f}")
@@ -239,33 +236,25 @@ def _lanes(arms: Sequence[Arm], clock: Clock) -> list[_Lane]:
     return [*lanes, lanes[0]]
 
 
-def _comparison(lanes: Sequence[_Lane], clock: Clock) -> Comparison:
-    """One without samples yet."""
-    comparison = Comparison(clock, lanes[0].arm.key)
-    for name in CLOCKS:
-        comparison.samples[name] = {lane.arm.key: [] for lane in lanes[:-1]}
-        comparison.control[name] = []
-    return comparison
-
-
-def _measure(
-    lanes: Sequence[_Lane], comparison: Comparison, max_seconds: float
-) -> None:
-    """Add rounds: three at least, until all is tight or the time is up."""
-    samples = {
-        name: [*comparison.samples[name].values(), comparison.control[name]]
-        for name in CLOCKS
+def _measure(lanes: Sequence[_Lane], clock: Clock, max_seconds: float) -> Comparison:
+    arms = [lane.arm for lane in lanes[:-1]]
+    samples: dict[Clock, list[list[float]]] = {
+        "cpu time": [[] for _ in lanes],
+        "wall time": [[] for _ in lanes],
     }
-    before = comparison.rounds
+    comparison = Comparison(clock, arms[0].key)
+    for name, of_lanes in samples.items():
+        comparison.samples[name] = {a.key: s for a, s in zip(arms, of_lanes)}
+        comparison.control[name] = of_lanes[-1]
     order = list(range(len(lanes)))
     gc.collect()
     cpu_end = time.process_time() + max_seconds
     wall_end = time.perf_counter() + 5 * max_seconds
-    while (rounds := comparison.rounds - before) < MAX_ROUNDS:
+    while comparison.rounds < MAX_ROUNDS:
         is_late = time.process_time() > cpu_end or time.perf_counter() > wall_end
-        if is_late and rounds >= MIN_ROUNDS:
+        if is_late and comparison.rounds >= MIN_ROUNDS:
             break
-        is_due = rounds >= ENOUGH_ROUNDS and rounds % BLOCKS == 0
+        is_due = comparison.rounds >= ENOUGH_ROUNDS and comparison.rounds % BLOCKS == 0
         if is_due and comparison.is_tight:
             break
         for i in order:
@@ -274,6 +263,7 @@ def _measure(
             for name, times in zip(samples, zip(*found)):
                 samples[name][i].append(min(times))
         order.reverse()
+    return comparison
 
 
 def _sample(arm: Arm, repeats: int) -> tuple[float, float]:
