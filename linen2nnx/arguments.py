@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict, freeze
+from jaxtyping import Array, Float
 
 _MIN_SEED, _MAX_SEED = -(2**31), 2**32 - 1
 _MAX_SIZE = 2**31 - 1
@@ -81,27 +82,7 @@ def number(name: str, got: Any) -> float:
     return value
 
 
-def rate(name: str, got: Any) -> float:
-    """A real number from 0 and below 1, as a Python float: a share to drop.
-
-    At 1 a dropout layer would return zeros, whatever its key.
-
-    Raises:
-        TypeError: if it is no real number, or a bool.
-        ValueError: if it is nan, negative, or not below 1.
-
-    Example:
-        >>> rate("rate", 0)
-        0.0
-    """
-    takes = "a number from 0 and below 1"
-    value = float(_real(name, got, takes))
-    if not 0 <= value < 1:
-        _wrong(ValueError, name, got, takes)
-    return value
-
-
-def vector(name: str, got: Any) -> jax.Array:
+def vector(name: str, got: Any) -> Float[Array, "n"]:
     """A real array of shape (n,), n >= 1; integers become float32.
 
     Raises:
@@ -113,47 +94,19 @@ def vector(name: str, got: Any) -> jax.Array:
         Array([1., 2.], dtype=float32)
     """
     takes = "a 1-D array of real numbers, of length 1 or more"
-    return _array(name, got, takes, ndim=1)
-
-
-def batch(name: str, got: Any) -> jax.Array:
-    """A real array of shape (batch, n), each 1 or more; integers become float32.
-
-    Raises:
-        TypeError: if it is not numeric: bools, complex numbers, text, objects.
-        ValueError: if it is not 2-D, or empty.
-
-    Example:
-        >>> batch("x", [[1, 2]])
-        Array([[1., 2.]], dtype=float32)
-    """
-    takes = "a 2-D array of real numbers, shape (batch, n), each 1 or more"
-    return _array(name, got, takes, ndim=2)
-
-
-def targets(name: str, got: Any, x: jax.Array) -> jax.Array:
-    """As `batch`, with as many rows as the inputs `x`, which are as from `batch`.
-
-    Raises:
-        TypeError: as `batch` does.
-        ValueError: likewise; also if the numbers of rows differ.
-
-    Example:
-        >>> targets("y", [[1], [2]], batch("x", [[1, 2]]))
-        Traceback (most recent call last):
-        ValueError: y takes as many rows as x, which are 1, got shape (2, 1)
-    """
-    array = batch(name, got)
-    if len(array) != len(x):
-        raise ValueError(
-            f"{name} takes as many rows as x, which are {len(x)}, "
-            f"got shape {array.shape}"
-        )
-    return array
+    try:
+        array = np.asarray(got)
+    except (TypeError, ValueError):  # a ragged list; an object that refuses
+        _wrong(TypeError, name, got, takes)
+    if not _is_real(array.dtype):
+        _wrong(TypeError, name, got, takes)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} takes {takes}, got shape {array.shape}")
+    return jnp.asarray(array.astype(np.float32) if array.dtype.kind in "iu" else array)
 
 
 def starting_variables(
-    name: str, got: Any, module: nn.Module, seed: int, x: jax.Array
+    name: str, got: Any, module: nn.Module, seed: int, x: Float[Array, "n"]
 ) -> FrozenDict:
     """The variables a Linen entry function starts from: what it got, or fresh ones.
 
@@ -163,7 +116,7 @@ def starting_variables(
             and shapes of the module's own; any floating dtype.
         module: initialised from `seed` with input `x` where `got` is None.
         seed: as from `seed`.
-        x: as from `vector` or `batch`.
+        x: as from `vector`.
 
     Raises:
         TypeError: if it is no mapping, or a leaf is no floating array.
@@ -197,18 +150,6 @@ def _shapes_of_variables(
 ) -> dict[str, tuple[int, ...]]:
     x = jax.ShapeDtypeStruct(shape, dtype)
     return _shapes(jax.eval_shape(module.init, jax.random.key(0), x))
-
-
-def _array(name: str, got: Any, takes: str, ndim: int) -> jax.Array:
-    try:
-        array = np.asarray(got)
-    except (TypeError, ValueError):  # a ragged list; an object that refuses
-        _wrong(TypeError, name, got, takes)
-    if not _is_real(array.dtype):
-        _wrong(TypeError, name, got, takes)
-    if array.ndim != ndim or array.size == 0:
-        raise ValueError(f"{name} takes {takes}, got shape {array.shape}")
-    return jnp.asarray(array.astype(np.float32) if array.dtype.kind in "iu" else array)
 
 
 def _whole(name: str, got: Any, low: int, high: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from linen2nnx.cost.arms import (
     EAGER,
@@ -282,7 +283,10 @@ class _Edited(_Models):
         return edited_variable
 
 
-def plain_layers(variables: Mapping[str, Any]) -> list[tuple[jax.Array, jax.Array]]:
+Dense = tuple[Float[Array, "din features"], Float[Array, "features"]]
+
+
+def plain_layers(variables: Mapping[str, Any]) -> list[Dense]:
     """Kernel and bias of a dense layer, or of each of `layers_0`, `layers_1`, ..."""
     params = flatten(variables["params"])
     if "kernel" in params:
@@ -293,8 +297,10 @@ def plain_layers(variables: Mapping[str, Any]) -> list[tuple[jax.Array, jax.Arra
     ]
 
 
-def plain_apply(layers: list[tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
-    """Dense layers one after the other, without a framework: x of shape (din,)."""
+def plain_apply(
+    layers: list[Dense], x: Float[Array, "din"]
+) -> Float[Array, "features"]:
+    """Dense layers one after the other, without a framework."""
     for kernel, bias in layers:
         x = jnp.dot(x, kernel) + bias
     return x

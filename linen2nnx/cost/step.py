@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from linen2nnx.cost.arms import (
     COMPILE,
@@ -135,14 +136,19 @@ class _Trained:
         return jax.jit(step), (held(state), *batch)
 
 
-def plain_dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def plain_dense(
+    layer: dict[str, jax.Array], x: Float[Array, "*rows din"]
+) -> Float[Array, "*rows features"]:
     """A dense layer: x of shape (..., din) gives (..., features)."""
     return jnp.dot(x, layer["kernel"]) + layer["bias"]
 
 
 def plain_batch_norm(
-    norm: dict[str, jax.Array], mean: jax.Array, var: jax.Array, x: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    norm: dict[str, jax.Array],
+    mean: Float[Array, "n"],
+    var: Float[Array, "n"],
+    x: Float[Array, "rows n"],
+) -> tuple[Float[Array, "rows n"], Float[Array, "n"], Float[Array, "n"]]:
     """In train mode: the output, and the running mean and variance after it."""
     batch_mean = x.mean(0)
     batch_var = jnp.maximum(0.0, jnp.square(x).mean(0) - jnp.square(batch_mean))
@@ -151,7 +157,9 @@ def plain_batch_norm(
     return output, 0.99 * mean + 0.01 * batch_mean, 0.99 * var + 0.01 * batch_var
 
 
-def plain_dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
+def plain_dropout(
+    key: jax.Array, rate: float, x: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """What is kept is divided by the share that is."""
     keep = 1.0 - rate
     return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0.0)
