@@ -32,6 +32,7 @@ NEEDED = (  # for optax, flax and jax decide
     "msgspec>=0.20",
     "numpy>=2.0",
     "optax",
+    "platformdirs>=4.0",
     "pytest>=8.4",
     "rich>=14.0",
 )
