@@ -276,7 +276,8 @@ ONE = "def test_a(nnx_mode): pass\n"
 class FakeRun:
     """In place of a process of pytest: each line of a test file is a test.
 
-    One that says `raise` fails with what it raises; one that says `exit` ends it.
+    One that says `raise` fails with what it raises; one that says `exit` ends the
+    process, one that says `interrupt` as a user does.
     """
 
     started: ClassVar[list[list[str]]] = []
@@ -301,6 +302,9 @@ class FakeRun:
             test = f"{path.relative_to(catalog.root())}::test_a"
             yield {"event": "started", "test": test}
             if "exit" in line:
+                return
+            if "interrupt" in line:
+                yield {"event": "finished", "exit_status": 2}
                 return
             yield {
                 "event": "test",
@@ -370,9 +374,10 @@ def test_what_is_installed_and_the_switches_of_jax_count(suite, monkeypatch):
     assert not check.check(problems)[0].is_kept
 
 
-def test_an_interrupted_check_goes_on_where_it_was(suite):
+@pytest.mark.parametrize("end", ["exit", "interrupt"])
+def test_an_interrupted_check_goes_on_where_it_was(suite, end):
     """The second problem ends its process; the first has ended by then."""
-    edit(suite, "surgery/b", "def test_b(nnx_mode): exit(3)\n")
+    edit(suite, "surgery/b", f"def test_b(nnx_mode): {end}(3)\n")
     with pytest.raises(check.CheckError, match="mode stopped with exit status 3"):
         check.check(catalog.problems())
     edit(suite, "surgery/b", ONE)

@@ -401,11 +401,10 @@ class _Tests:
         if "side" in names:
             metafunc.parametrize("side", ["linen", "nnx"])
         if "idiom" in names:
-            option = metafunc.config.getoption
-            is_timed = option("benchmark_enable") or not option("benchmark_disable")
+            is_timed = metafunc.config.getoption("benchmark_enable", default=False)
             if is_timed:
                 paired.use_one_thread()
-            cases = list(problem.benchmark.cases(bool(is_timed)))
+            cases = list(problem.benchmark.cases(is_timed))
             metafunc.parametrize(
                 ("what", "idiom", "mode", "layers"),
                 cases,

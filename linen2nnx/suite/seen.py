@@ -20,6 +20,8 @@ WARNINGS = (
     "ignore:Error (reading|writing) persistent compilation cache entry:UserWarning"
 )
 
+WHOLE = (0, 1, 5)  # exit statuses of pytest: all ran, some failed, there was none
+
 _INSTALLED = re.compile(r"/[^\s\"']*?/lib/python3\.\d+/(site-packages/)?")
 
 
@@ -71,7 +73,7 @@ class Seen:
             self.running = event["test"]
             self._begin(self.name_of(event["test"]))
         elif kind == "finished":
-            self.is_finished = self._is_whole(event["exit_status"])
+            self.is_finished = event["exit_status"] in WHOLE
             if self.is_finished:
                 self._begin(None)
         else:
@@ -96,11 +98,6 @@ class Seen:
         if self._current not in (None, problem):
             self._ended.append(self._current)
         self._current = problem
-
-    def _is_whole(self, exit_status: int) -> bool:
-        """Whether pytest ran what there was: also where no file could be imported."""
-        nothing_ran = exit_status == 5 or (exit_status == 2 and self.outcomes)
-        return exit_status in (0, 1) or bool(nothing_ran)
 
     def _take_test(self, outcome: Outcome, event: dict[str, Any]) -> None:
         self.running = None
