@@ -29,6 +29,7 @@ from linen2nnx.releases import table as releases
 from linen2nnx.suite import catalog
 
 NEEDED = (  # for optax, flax and jax decide
+    "jaxtyping>=0.3.0",
     "msgspec>=0.20",
     "numpy>=2.0",
     "optax",
