@@ -12,7 +12,7 @@ from packaging.version import Version
 from linen2nnx.releases import results
 from linen2nnx.releases import table as releases
 from linen2nnx.suite import catalog, kept
-from pages import releases as site_releases
+from linen2nnx.suite.records import RecordError
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,78 +80,11 @@ def test_a_problem_was_run_on_every_committed_release(problem):
     }
 
 
-def release(name, **cells):
-    problems = {
-        "state/a": {
-            mode: {"verdict": verdict, "reason": reason}
-            for mode, (verdict, reason) in cells.items()
-        }
-    }
-    return {
-        "name": name,
-        "error": "",
-        "environment": {
-            "flax": name,
-            "jax": "0.8.1",
-            "python": "3.12.1",
-            "platform": "Linux",
-            "device": "cpu: cpu",
-        },
-        "problems": problems,
-        "facts": {
-            "modes": ["graph", "tree"] if name > "0.12.6" else ["graph"],
-            "behaviour": {"tree mode": "there" if name > "0.12.6" else "not there"},
-            "numbers": {"weights": [1.0]},
-        },
-        "bytecodes": {
-            "state/pure_update, jitted, nnx.jit (graph mode)": 12345,
-            "state/pure_update, eager, nnx.jit (graph mode)": 1,
-        }
-        if name > "0.12.6"
-        else {},
-    }
-
-
-CONTENT = {
-    "command": "linen2nnx check 0.12.0 0.12.8",
-    "date": "2026-11-20T00:00:00+00:00",
-    "releases": [
-        release("0.12.0", graph=("not there yet", "nnx.EMA, since 0.12.8")),
-        release("0.12.8", graph=("holds", ""), tree=("differs", "kernel by 1 | 2")),
-        release("0.12.9", graph=("holds", ""), tree=("holds", "")),
-    ],
-}
-
-
-def test_the_matrix_page():
-    text = site_releases.matrix_fragment(CONTENT)
-    row = next(line for line in text.splitlines() if "state/a" in line)
-    assert row == (
-        "| [state/a](state/a.md) | not there yet: <small>nnx.EMA, since 0.12.8</small> "
-        "(graph mode) | holds (graph mode)<br>differs: <small>kernel by 1 &#124; 2"
-        "</small> (tree mode) | holds |"
-    )
-    text = site_releases.changes_fragment(CONTENT)
-    assert "* tree mode: `not there` became `there`" in text
-    assert "**0.12.9**, after 0.12.8:\n\n* none of these changed" in text
-    text = site_releases.bytecodes_fragment(CONTENT)
-    assert "| nnx.jit (graph mode) |  | 12,345 | 12,345 |" in text
-    assert text.count("nnx.jit") == 1
-    strip = site_releases.strip_fragment("state/a", CONTENT)
-    assert 'class="releases bad"' in strip
-    assert "- **flax 0.12.9** holds (jax 0.8.1, Python 3.12.1)" in strip
-    strip = site_releases.strip_fragment("state/new", CONTENT)
-    assert 'class="releases bad"' in strip
-    assert strip.count("not run") == 3
-    table = site_releases.flax_jax_fragment()
-    assert "| 0.12.12 | >=3.12 | >=0.11.1 | 0.12.0.1 | none is out |" in table
-
-
-def test_another_file_is_no_matrix(tmp_path):
+def test_another_file_is_none_of_releases(tmp_path):
     file = tmp_path / "releases.json"
-    file.write_text('{"format": "linen2nnx check", "version": 1}')
-    with pytest.raises(ValueError, match="no linen2nnx upgrade check result"):
-        site_releases.load(file)
+    file.write_text('{"format": "linen2nnx results", "version": 1, "problem": "a/b"}')
+    with pytest.raises(RecordError, match="holds no linen2nnx results"):
+        results.load(file)
 
 
 def test_doctests():

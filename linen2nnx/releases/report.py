@@ -134,7 +134,7 @@ def save_records(upgrade: Upgrade, folder: Path) -> None:
         OSError: if one cannot be written.
     """
     path = folder / "releases.json"
-    kept_releases = results.load(path) if path.is_file() else Releases()
+    kept_releases = results.load(path) if path.is_file() else Releases(releases=[])
     for release in upgrade.releases:
         if not release.told:
             continue

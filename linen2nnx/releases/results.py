@@ -105,7 +105,7 @@ class Releases(msgspec.Struct, kw_only=True):
 
     format: str = FORMAT
     version: int = VERSION
-    releases: list[Release] = []
+    releases: list[Release]
 
     def put(self, release: Release) -> None:
         """Add a release in the place of an older row of the same flax and jax."""
