@@ -3,9 +3,13 @@
 import ast
 import functools
 import graphlib
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from linen2nnx.releases import environments
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # from the ground up; a package imports only what is below it
@@ -20,6 +24,9 @@ FLOORS = [  # from the ground up; a package imports only what is below it
 ]
 PROBLEMS = {"linen_impl", "nnx_impl", "parity_tests", "docs", "pages", "tests"}
 DYNAMIC = {"importlib.import_module", "__import__", "import_module"}
+RUN_THERE = ("suite.plugin", "suite.problem", "suite.bytecodes", "releases.probe")
+BROUGHT_ALONG = {"flax", "jax", "orbax", "packaging", "linen2nnx"}
+OF_BENCH = {"cpuinfo"}
 EXPORTS = "linen2nnx"  # `linen2nnx/__init__.py` names what is read when it is asked for
 
 
@@ -120,6 +127,22 @@ def test_names_made_at_run_time_are_of_the_suite():
         "linen2nnx.releases.probe",  # flax, which may not import
         "linen2nnx.suite.bytecodes",  # a problem's test file
     }
+
+
+def test_what_runs_on_another_release_is_installed_there():
+    """Where flax, jax and pytest do not bring it along."""
+    todo, found = [f"linen2nnx.{name}" for name in RUN_THERE], set()
+    while todo:
+        if (name := todo.pop()) not in found:
+            found.add(name)
+            todo += graph()[name]
+    packages = {
+        package.partition(".")[0]
+        for name in found
+        for package in imported(LIBRARY[name], {})
+    }
+    packages -= BROUGHT_ALONG | OF_BENCH | sys.stdlib_module_names
+    assert packages == {Requirement(text).name for text in environments.NEEDED}
 
 
 def test_a_circle_and_a_reach_up_would_be_seen(tmp_path):

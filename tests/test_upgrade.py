@@ -13,7 +13,6 @@ import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.version import Version
 from typer.testing import CliRunner
 
@@ -23,7 +22,6 @@ from linen2nnx.releases import report as upgrade_report
 from linen2nnx.releases.verdicts import ReleaseResult
 from linen2nnx.suite import catalog, expected, records
 from linen2nnx.suite.records import Bytecodes, Count
-from tests import test_imports
 from tests.fake_flax import (
     JAX,
     NNX,
@@ -380,28 +378,6 @@ def test_bad_input_is_one_line(packages, arguments, message):
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-RUN_THERE = ("suite.plugin", "suite.problem", "suite.bytecodes", "releases.probe")
-BROUGHT_ALONG = {"flax", "jax", "orbax", "packaging", "linen2nnx"}
-OF_BENCH = {"cpuinfo"}
-
-
-def test_what_runs_in_an_environment_is_installed_there():
-    """Where flax, jax and pytest do not bring it along."""
-    todo, found = [f"linen2nnx.{name}" for name in RUN_THERE], set()
-    while todo:
-        if (name := todo.pop()) not in found:
-            found.add(name)
-            todo += test_imports.graph()[name]
-    packages = {
-        package.partition(".")[0]
-        for name in found
-        for package in test_imports.imported(test_imports.LIBRARY[name], {})
-    }
-    needed = {Requirement(text).name for text in environments.NEEDED}
-    packages -= BROUGHT_ALONG | OF_BENCH | sys.stdlib_module_names
-    assert packages == needed
 
 
 def test_without_uv(packages, monkeypatch):
