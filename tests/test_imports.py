@@ -24,7 +24,10 @@ FLOORS = [  # from the ground up; a package imports only what is below it
 ]
 PROBLEMS = {"linen_impl", "nnx_impl", "parity_tests", "docs", "pages", "tests"}
 DYNAMIC = {"importlib.import_module", "__import__", "import_module"}
-RUN_THERE = ("suite.plugin", "suite.problem", "suite.bytecodes", "releases.probe")
+RUN_THERE = (  # the last three by the files of problems
+    *("suite.plugin", "suite.problem", "suite.bytecodes", "releases.probe"),
+    *("arguments", "cost.forward", "cost.step"),
+)
 BROUGHT_ALONG = {"flax", "jax", "orbax", "packaging", "linen2nnx"}
 OF_BENCH = {"cpuinfo"}
 EXPORTS = "linen2nnx"  # `linen2nnx/__init__.py` names what is read when it is asked for
