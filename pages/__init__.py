@@ -9,6 +9,5 @@ from linen2nnx.suite import catalog
 ROOT = catalog.root()
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
-BUILD = ROOT / "build"
-FRAGMENTS = BUILD / "fragments"
+FRAGMENTS = ROOT / "build" / "fragments"
 SITE = ROOT / "site"

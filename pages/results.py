@@ -16,7 +16,7 @@ from pages.page import Page
 R = TypeVar("R", records.Parity, records.Bytecodes)
 Release = tuple[str, str]  # the versions of flax and jax
 
-STALE = '<small class="stale">(older than the code)</small>'
+STALE = '<small class="stale">(stale)</small>'
 
 
 def release_of(environment: dict[str, str]) -> Release:

@@ -4,14 +4,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from linen2nnx.suite import catalog
 from pages import (
-    BUILD,
     FRAGMENTS,
     ROOT,
     SITE,
@@ -26,7 +24,7 @@ from pages import (
 )
 from pages.page import Page, read
 
-SETTINGS = BUILD / "mkdocs.yml"
+SETTINGS = ROOT / "mkdocs.generated.yml"  # zensical reads nothing above it
 IN_NAV = "Problems"  # the part of the navigation that lists the pages of all problems
 
 # The fragments that are of no problem.
@@ -103,7 +101,7 @@ def fragments(pages: Sequence[Page]) -> dict[str, str]:
 def with_problems(
     settings: dict[str, Any], by_chapter: dict[str, list[Page]]
 ) -> dict[str, Any]:
-    """The settings of `mkdocs.yml`, to be used from the folder `build`.
+    """The settings of `mkdocs.yml` with the pages of the problems.
 
     Args:
         settings: of which the navigation has a part `Problems`.
@@ -118,6 +116,4 @@ def with_problems(
         for part in settings["nav"]
         for name, entry in part.items()
     ]
-    up = Path("..")
-    folders = {"docs_dir": str(up / "docs"), "site_dir": str(up / "site")}
-    return {**settings, **folders, "nav": nav}
+    return {**settings, "nav": nav}

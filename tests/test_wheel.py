@@ -10,7 +10,10 @@ from linen2nnx.suite import catalog
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"cost", "mapping", "parity", "problems", "releases", "suite"}
-MODULES = {"__init__", "arguments", "cli", "environment", "files", "leaves", "named"}
+MODULES = {
+    *("__init__", "arguments", "cli", "environment", "files"),
+    *("leaves", "modes", "named"),
+}
 SUITE = {"linen_impl", "nnx_impl", "parity_tests", "pyproject.toml"}
 
 

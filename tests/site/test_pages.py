@@ -1,5 +1,6 @@
 """What a reader sees and does, in a real browser."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,12 @@ def test_problems_can_be_filtered(width, readers, address):
     assert shown_rows(window) == everything
 
 
+def in_order(text):
+    """A key that sorts numbers in a text as numbers."""
+    parts = re.split(r"(\d+)", text.lower())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
 @pytest.mark.parametrize("column", range(5))
 def test_problems_can_be_sorted(column, readers, address):
     window = readers(1440).open(f"{address}/index.html")
@@ -192,8 +199,8 @@ def test_problems_can_be_sorted(column, readers, address):
     head.click()
     ascending = cells()
     head.click()
-    assert ascending == sorted(ascending, key=str.lower)
-    assert cells() == sorted(ascending, key=str.lower, reverse=True)
+    assert ascending == sorted(ascending, key=in_order)
+    assert cells() == sorted(ascending, key=in_order, reverse=True)
 
 
 def test_name_map_finds_a_linen_name(readers, address):
