@@ -25,7 +25,6 @@ def section(page: Page) -> str:
         devices=[_on_device(page, device) for device in DEVICES],
         command=bench.COMMAND,
         limit=bench.AS_CHEAP_AS_LINEN,
-        processes=bench.PROCESSES,
         result=f"../results/{page.name}.json",
         bytecodes=_bytecodes(page),
     )

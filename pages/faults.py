@@ -57,7 +57,7 @@ def _of_problem(problem: catalog.ProblemFiles) -> Iterator[str]:
         try:
             results = records.load(path)
         except records.RecordError as error:
-            yield f"{_name(path)}: {str(error).removeprefix(f'{path} ')}"
+            yield str(error).replace(str(path), f"{_name(path)}:")
         if results.problem != problem.name:
             yield f"{_name(path)}: is of {results.problem}"
     try:
@@ -172,9 +172,9 @@ def _of_the_site(problems: list[catalog.ProblemFiles]) -> Iterator[str]:
     for title in _doubles(filter(None, titles)):
         yield f"docs: two pages are called {title!r}"
     try:
-        releases.facts()
-    except ValueError as error:
-        yield f"{_name(releases.PATH)}: {error}"
+        releases.known()
+    except records.RecordError as error:
+        yield str(error).replace(str(releases.PATH), f"{_name(releases.PATH)}:")
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     if not any(site.IN_NAV in part for part in nav):
         yield f"mkdocs.yml: nav has no part {site.IN_NAV}"

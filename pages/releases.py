@@ -1,17 +1,13 @@
 """What the pages say of releases: problem by release, and flax with jax."""
 
 import html
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-import msgspec
-
-from linen2nnx.releases import table, upgrade
+from linen2nnx.releases import table
+from linen2nnx.releases.results import Release, load
+from linen2nnx.releases.verdicts import verdict_on
 from linen2nnx.suite import expected, records
-from linen2nnx.suite import results as suite_results
 from pages import RESULTS, results
 from pages.page import Page
 from pages.templates import draw
@@ -21,46 +17,13 @@ FINE = {"holds", "holds with warnings", "not there yet"}
 BOTH_MODES = {"graph", "tree"}
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What was found of a release beside its problems.
-
-    Attributes:
-        release: the versions of flax and jax.
-        behaviour: what it does, in words, by what was asked.
-        numbers: likewise in numbers.
-        error: why nothing ran on it; empty if something did.
-    """
-
-    release: results.Release
-    behaviour: dict[str, str]
-    numbers: dict[str, Any]
-    error: str
-
-
-def facts() -> list[Facts]:
-    """What was found of each release, oldest first.
+def known() -> list[Release]:
+    """What was found of each release beside its problems, oldest first.
 
     Raises:
-        ValueError: in one line, if the file holds no such facts.
+        linen2nnx.suite.records.RecordError: in one line, if the file holds no such.
     """
-    if not PATH.is_file():
-        return []
-    try:
-        found = [_facts(row) for row in json.loads(PATH.read_text())["releases"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"holds no facts of releases: {error!r}") from error
-    return sorted(found, key=lambda facts: results.in_order(facts.release))
-
-
-def _facts(row: dict[str, Any]) -> Facts:
-    of_probe = row.get("facts", row)
-    return Facts(
-        release=results.release_of(row["environment"]),
-        behaviour=of_probe["behaviour"],
-        numbers=of_probe["numbers"],
-        error=row["error"],
-    )
+    return load(PATH).releases if PATH.is_file() else []
 
 
 def section(page: Page) -> str:
@@ -80,14 +43,14 @@ def section(page: Page) -> str:
     )
 
 
-def matrix(pages: Sequence[Page], known: Sequence[Facts]) -> str:
+def matrix(pages: Sequence[Page], known: Sequence[Release]) -> str:
     """Problem by release: the verdict of both modes, with the reason in the cell."""
     found = {
         (page.name, results.release_of(record.environment)): record
         for page in pages
         for record in page.results.parity()
     }
-    errors = {facts.release: facts.error for facts in known}
+    errors = {results.release_of(one.environment): one.error for one in known}
     releases = sorted({r for _, r in found} | errors.keys(), key=results.in_order)
     rows = []
     for page in pages:
@@ -107,7 +70,7 @@ def bytecodes(page: Page) -> str:
     """How many Python bytecodes a jitted call executes: idiom by release."""
     found = {results.release_of(r.environment): r for r in page.results.bytecodes()}
     releases = sorted(found, key=results.in_order)
-    by_idiom: dict[str, dict[results.Release, str]] = {}
+    by_idiom: dict[str, dict[results.Versions, str]] = {}
     for release in releases:
         for row in found[release].counts:
             if row.what == "jitted" and row.bytecodes is not None:
@@ -124,7 +87,7 @@ def bytecodes(page: Page) -> str:
 
 def _by_release(
     first: str,
-    releases: Sequence[results.Release],
+    releases: Sequence[results.Versions],
     rows: Sequence[tuple[str, list[str]]],
     found: Sequence[records.Parity | records.Bytecodes],
 ) -> str:
@@ -143,7 +106,7 @@ def _by_release(
     )
 
 
-def changes(known: Sequence[Facts]) -> str:
+def changes(known: Sequence[Release]) -> str:
     """What each release does that the one before it in the matrix did not do."""
     parts = []
     for before, after in pairwise(known):
@@ -153,9 +116,12 @@ def changes(known: Sequence[Facts]) -> str:
             for name in old
             if name in new and old[name] != new[name]
         ]
-        old, new = before.numbers, after.numbers
-        texts += [f"{name} moved" for name in old if old[name] != new.get(name)]
-        parts.append((after.release[0], before.release[0], texts))
+        texts += [
+            f"{name} moved"
+            for name, number in before.numbers.items()
+            if number != after.numbers.get(name)
+        ]
+        parts.append((after.environment["flax"], before.environment["flax"], texts))
     return draw("changes", releases=parts)
 
 
@@ -176,7 +142,8 @@ def _verdicts(page: Page, record: records.Parity) -> list[tuple[str, str]]:
     flax = record.environment["flax"]
     by_text: dict[tuple[str, str], list[str]] = {}
     for mode, outcome in record.modes.items():
-        verdict, reason = _cell(outcome, flax)
+        cell = verdict_on(outcome, flax)
+        verdict, reason = cell.verdict, cell.reason
         known = expected.find(page.name, mode, flax)
         if known.verdict == verdict != "not there yet":  # which names the missing API
             reason = known.cause
@@ -189,13 +156,6 @@ def _verdicts(page: Page, record: records.Parity) -> list[tuple[str, str]]:
         (f"{text} ({' and '.join(modes)} mode)", verdict)
         for (text, verdict), modes in by_text.items()
     ]
-
-
-def _cell(outcome: records.Outcome, flax: str) -> tuple[str, str]:
-    """The verdict of one mode on one release, and the reason."""
-    plain = suite_results.Outcome(**msgspec.to_builtins(outcome))
-    cell = upgrade._cell(plain, flax)
-    return cell.verdict, cell.reason
 
 
 def _shorten(text: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TypeVar
 
-import msgspec
 from packaging.version import Version
 
 from linen2nnx.cost.paired import LIMIT
@@ -14,12 +13,12 @@ from linen2nnx.suite import bench, digests, records
 from pages.page import Page
 
 R = TypeVar("R", records.Parity, records.Bytecodes)
-Release = tuple[str, str]  # the versions of flax and jax
+Versions = tuple[str, str]  # the versions of flax and jax
 
 STALE = '<small class="stale">(stale)</small>'
 
 
-def release_of(environment: dict[str, str]) -> Release:
+def release_of(environment: dict[str, str]) -> Versions:
     """The versions of flax and jax of an environment."""
     return environment["flax"], environment["jax"]
 
@@ -80,10 +79,7 @@ def holds_on(page: Page) -> str:
 
 def cheapest(cost: records.Cost | None) -> bench.Cheapest | None:
     """The nnx idiom that costs least when jitted; None if none was measured."""
-    if cost is None:
-        return None
-    rows = [msgspec.to_builtins(row) | {"problem": ""} for row in cost.measurements]
-    return bench.cheapest({"measurements": rows}, "")
+    return bench.cheapest(cost) if cost else None
 
 
 def idiom(name: str, mode: str | None) -> str:

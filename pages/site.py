@@ -34,8 +34,8 @@ SHARED: dict[str, Callable[[Sequence[Page]], str]] = {
     "checks.md": lambda pages: parity.checks(),
     "runs.md": parity.runs,
     "cost-runs.md": cost.runs,
-    "matrix.md": lambda pages: releases.matrix(pages, releases.facts()),
-    "release-changes.md": lambda pages: releases.changes(releases.facts()),
+    "matrix.md": lambda pages: releases.matrix(pages, releases.known()),
+    "release-changes.md": lambda pages: releases.changes(releases.known()),
     "flax-jax.md": lambda pages: releases.flax_jax(),
 }
 # Those that a problem has beside its regions; its page includes the first two.
