@@ -156,7 +156,7 @@ def test_cost_figures_are_those_of_the_result(problem, parsed):
     rows = " ".join(" ".join(parsed[f"{problem.name}.html"].rows).split())
     found = read(problem).results.records
     costs = [record for record in found if isinstance(record, records.Cost)]
-    for row in [row for cost in costs for row in cost.measurements]:
+    for row in [row for record in costs for row in record.measurements]:
         if row.idiom != REFERENCE:
             ratio, low, high = (
                 f"{number:.{2 if number < 10 else 1}f}"
