@@ -91,9 +91,9 @@ def _by_release(
     rows: Sequence[tuple[str, list[str]]],
     found: Sequence[records.Parity | records.Bytecodes],
 ) -> str:
-    if not found:
+    last = results.newest(found)
+    if last is None:
         return "Nothing was run yet."
-    last = max(found, key=lambda record: record.date)
     return draw(
         "by-release",
         first=first,

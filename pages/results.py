@@ -12,7 +12,7 @@ from linen2nnx.cost.paired import LIMIT
 from linen2nnx.suite import bench, digests, records
 from pages.page import Page
 
-R = TypeVar("R", records.Parity, records.Bytecodes)
+R = TypeVar("R", bound=records.Parity | records.Bytecodes)
 Versions = tuple[str, str]  # the versions of flax and jax
 
 STALE = '<small class="stale">(stale)</small>'

@@ -236,7 +236,7 @@ def test_pitfall_closing_over_the_model_raises():
 
 
 def test_pitfall_jax_grad_raises():
-    """`jax.grad` does not take the statistics along
+    """`TraceContextError`: `jax.grad` does not take the statistics along
 
     With `rest` as an argument too, `jax.grad` raises `TraceContextError: Cannot mutate
     BatchStat from a different trace level`. `nnx.grad` carries the updates out.
@@ -253,7 +253,7 @@ def test_pitfall_jax_grad_raises():
 
 
 def test_pitfall_rest_must_be_an_argument():
-    """`rest` must be an argument of the loss
+    """`TraceContextError`: `rest` must be an argument of the loss
 
     A loss that closes over `rest` raises `TraceContextError: Cannot mutate BatchStat
     from a different trace level`.
@@ -267,7 +267,7 @@ def test_pitfall_rest_must_be_an_argument():
 
 
 def test_pitfall_in_tree_mode_statistics_and_keys_are_differentiated(nnx_mode):
-    """In tree mode all of a model is differentiated
+    """`TypeError` in tree mode, where all of a model is differentiated
 
     `nnx.grad(loss_fn)(model, x, y)` gives gradients of the statistics too, which
     `nnx.Optimizer(model, tx, wrt=nnx.Param)` drops. With dropout in the model it raises

@@ -346,7 +346,7 @@ def test_pitfall_a_layer_of_the_same_shape_takes_over_the_moments():
 
 
 def test_pitfall_in_tree_mode_the_gradients_are_a_module(nnx_mode):
-    """In tree mode the gradients are a module
+    """`TypeError`: in tree mode the gradients are a module
 
     `grads["layers"]` raises `TypeError: 'MLP' object is not subscriptable`. In graph
     mode they are an `nnx.State`. `nnx.state(grads, nnx.Param)` is one in both modes,
