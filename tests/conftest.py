@@ -7,10 +7,13 @@ import pytest
 from linen2nnx.suite import catalog
 
 TESTS = '''
+import os
+
 import pytest
 from linen2nnx.cost import paired
 
-paired.use_one_thread()
+if hasattr(os, "sched_getaffinity"):  # before a file is imported, which may use JAX
+    assert len(os.sched_getaffinity(0)) == 1
 
 
 class TestP:

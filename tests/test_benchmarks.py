@@ -3,9 +3,7 @@
 import importlib
 import re
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from linen2nnx.cost import arms
 from linen2nnx.modes import in_mode
@@ -41,45 +39,6 @@ def test_what_is_traced_is_not_known_to_jax(problem):
     for idiom in ("Linen", "jax.numpy", "held pure dict"):
         first, second = (timed.program(idiom)[0].__wrapped__ for _ in range(2))
         assert first != second
-
-
-@pytest.fixture
-def cached(tmp_path, monkeypatch):
-    """A compilation cache of its own: the list of what JAX says of it."""
-    said = []
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-
-    def listen(event, **_):
-        if "cache_hits" in event or "cache_misses" in event:
-            said.append(event.rpartition("/")[2])
-
-    jax.monitoring.register_event_listener(listen)
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield said
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    jax.monitoring.unregister_event_listener(listen)
-
-
-def test_what_is_timed_is_compiled_anew_and_what_is_called_is_cached(cached):
-    def compile_once():
-        jax.jit(lambda x: x * 3.25 + 1).lower(1.5).compile()
-        found, cached[:] = [*cached], []
-        return found
-
-    assert compile_once() == ["cache_misses"]
-    assert compile_once() == ["cache_hits"]
-    with arms.compiled_anew():
-        assert compile_once() == []
-    assert compile_once() == ["cache_hits"]
 
 
 def _program_text(arm):

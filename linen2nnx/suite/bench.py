@@ -23,7 +23,6 @@ from rich.text import Text
 
 from linen2nnx.cost import paired
 from linen2nnx.cost.paired import LIMIT, REFERENCE
-from linen2nnx.files import compilation_cache, compiled_folder
 from linen2nnx.suite import catalog, kept, records
 from linen2nnx.suite.digests import digest_of
 from linen2nnx.suite.pytest_run import PytestRun
@@ -35,6 +34,8 @@ PROCESSES = 3
 VARIABLES = {
     "PYTHONHASHSEED": "0",
     "PYTEST_XDIST_WORKER": "",  # inherited, it would disable the benchmarks
+    # Else compiling, which is timed too, would be reading from the cache.
+    "JAX_ENABLE_COMPILATION_CACHE": "0",
 }
 
 Progress = Callable[[int, int, str], None]
@@ -323,7 +324,7 @@ def _run(
             *("--noconftest", "-m", "cost"),
             *("--benchmark-enable", "--benchmark-json", folder / "benchmark.json"),
         ],
-        VARIABLES | compilation_cache(compiled_folder()),
+        VARIABLES,
         folder,
     )
     try:

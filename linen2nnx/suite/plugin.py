@@ -74,7 +74,14 @@ def pytest_load_initial_conftests() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Write events if a file was given; add up what the problems take."""
+    """Write events if a file was given; add up what the problems take.
+
+    What is timed runs on one thread, which JAX is told before a file imports it.
+    """
+    if config.getoption("benchmark_enable", default=False):
+        from linen2nnx.cost import paired
+
+        paired.use_one_thread()
     if path := config.getoption("--linen2nnx-events"):
         config.pluginmanager.register(_EventWriter(path))
     if not hasattr(config, "workerinput"):

@@ -402,8 +402,6 @@ class _Tests:
             metafunc.parametrize("side", ["linen", "nnx"])
         if "idiom" in names:
             is_timed = metafunc.config.getoption("benchmark_enable", default=False)
-            if is_timed:
-                paired.use_one_thread()
             cases = list(problem.benchmark.cases(is_timed))
             metafunc.parametrize(
                 ("what", "idiom", "mode", "layers"),

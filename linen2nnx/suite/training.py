@@ -18,7 +18,7 @@ from linen2nnx.parity.differences import Tolerance
 from linen2nnx.parity.equal import assert_equal
 from linen2nnx.parity.pair import Pair
 
-KEY = jax.random.key(5)
+SEED = 5  # of the keys that both sides are given
 Batch = tuple[jax.Array, jax.Array]
 
 
@@ -51,7 +51,10 @@ class Training:
         """Random inputs like that of the pair, and targets like the output."""
         (x,) = pair.arrays
         output, _ = jax.eval_shape(
-            lambda x: pair.linen.init_with_output(KEY, x, **pair.linen_kwargs), x
+            lambda x: pair.linen.init_with_output(
+                jax.random.key(0), x, **pair.linen_kwargs
+            ),
+            x,
         )
         rng = np.random.default_rng(pair.seed)
         return [
@@ -191,5 +194,5 @@ def linen_opt_state(optimizer: Any, model: nnx.Module, params: Any) -> Any:
 
 def _keys(pair: Pair) -> contextlib.AbstractContextManager[None]:
     if pair.randomness == "same keys":
-        return randomness.same_keys(KEY)
+        return randomness.same_keys(jax.random.key(SEED))
     return contextlib.nullcontext()
