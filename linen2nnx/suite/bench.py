@@ -321,7 +321,7 @@ def _run(
     run = PytestRun(
         [problem.test_path()],
         [
-            *("--noconftest", "-m", "cost"),
+            *("-m", "cost"),
             *("--benchmark-enable", "--benchmark-json", folder / "benchmark.json"),
         ],
         VARIABLES,
