@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from linen2nnx.environment import PACKAGES
-from linen2nnx.files import cache_folder, digest
-from linen2nnx.suite import catalog, records
+from linen2nnx.files import cache_folder
+from linen2nnx.suite import cached, catalog, records
 from linen2nnx.suite.digests import digest_of
-from linen2nnx.suite.records import AnyRecord, Kind, RecordError, Results
+from linen2nnx.suite.records import AnyRecord, Kind, Results
 
 VERSIONS = ("python", *(package for package in PACKAGES if package != "linen2nnx"))
 
@@ -93,8 +93,8 @@ def complete(
                 f"{problem.name}: its code changed while it was measured"
             )
         found[problem.name] = record
-        results = Results(problem=problem.name, records=[record])
-        records.save(results, _cached(problem, kind, record.digest, environment))
+        path = _cached(problem, kind, record.digest, environment)
+        cached.keep(problem.name, record, path)
         put(problem, record, folder)
     return [Results(problem=p.name, records=[found[p.name]]) for p in problems]
 
@@ -104,12 +104,8 @@ def _find(
 ) -> AnyRecord | None:
     """The record of the code now: of this environment, or a clone's of its versions."""
     now = digest_of(problem, kind)
-    cached = _cached(problem, kind, now, environment)
-    if cached.is_file():
-        try:
-            return records.load(cached).records[0]
-        except (RecordError, IndexError):
-            pass  # it is measured again
+    if record := cached.find(_cached(problem, kind, now, environment)):
+        return record
     try:
         of_problem = load(problem, results_folder())
     except NotKeptError:
@@ -137,9 +133,10 @@ def _cached(
     code: str,
     environment: Mapping[str, str],
 ) -> Path:
-    depends = [f"{k}={v}" for k, v in sorted(environment.items()) if k != "linen2nnx"]
-    name = digest(part.encode() for part in [code, *depends])
-    return cache_folder() / "results" / problem.name / f"{kind}-{name}.json"
+    depends_on = {k: v for k, v in environment.items() if k != "linen2nnx"}
+    return cached.path_of(
+        cache_folder(), problem.name, kind, code, environment=depends_on
+    )
 
 
 def put(problem: catalog.ProblemFiles, record: AnyRecord, folder: Path | None) -> None:
