@@ -40,7 +40,7 @@ EXPECTED = [
     },
 ]
 
-ADAM = optax.adam(0.03)
+ADAM = optax.adam(1e-3)
 BOTH = ("graph", "tree")
 
 
