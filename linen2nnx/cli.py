@@ -468,18 +468,18 @@ def compare(
         "randomness": randomness and randomness.replace("-", " "),
     }
     options = {name: value for name, value in options.items() if value}
-    if nnx is None and options:
-        _fail(f"a Pair, named alone, says its {', '.join(options)} itself")
     if nnx is not None and not input_:
         _fail("--input is missing: what both models are called with")
     try:
-        report = parity.compare(
-            named.named_pair(linen)
-            if nnx is None
-            else named.pair_of(linen, nnx, **options),
-            checks=names or parity.CHECKS,
-            jit=jit,
-        )
+        if nnx is None:
+            pair = named.named_pair(linen)
+            if options:
+                raise named.CompareError(
+                    "beside a Pair, which says the rest itself, --checks and --jit go"
+                )
+        else:
+            pair = named.pair_of(linen, nnx, **options)
+        report = parity.compare(pair, checks=names or parity.CHECKS, jit=jit)
     except named.CompareError as error:
         _fail(str(error))
     except KeyboardInterrupt:

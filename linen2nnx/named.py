@@ -96,7 +96,7 @@ def named_pair(spec: str) -> Pair:
     found = _named(spec)
     if not isinstance(found, Pair):
         raise CompareError(
-            f"{spec} is {_kind(found)}, and no Pair; a model takes its port beside it"
+            f"{spec} is {_kind(found)}, and no Pair; name the nnx model beside it"
         )
     return found
 

@@ -54,7 +54,8 @@ def _on_device(page: Page, device: str) -> dict[str, object]:
     cost = page.results.cost(device)
     title = DEVICES[device]
     if cost is None or not cost.measurements:
-        return {"title": title, "cost": None}
+        declares = cost is None or bool(cost.not_published)
+        return {"title": title, "cost": None, "declares": declares}
     best = results.cheapest(cost)
     jitted = [row for row in _rows(cost, "jitted") if row.layers is not None]
     return {

@@ -323,9 +323,9 @@ def test_a_pair_is_named_alone(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["my_models:pair", *ASKED], "a Pair, named alone, says its inputs itself"),
-        (["my_models:pair", "--eval"], "says its eval_mode itself"),
-        (["my_models:linen"], "my_models:linen is a partial, and no Pair"),
+        (["my_models:pair", *ASKED], "beside a Pair, which says the rest itself"),
+        (["my_models:pair", "--eval"], "beside a Pair, which says the rest itself"),
+        (["my_models:linen", *ASKED], "is a partial, and no Pair; name the nnx model"),
         (["my_models:linen", "my_models:port"], "--input is missing"),
     ],
 )

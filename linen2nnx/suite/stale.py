@@ -2,68 +2,61 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from packaging.version import Version
 
 from linen2nnx.suite import catalog, kept
 from linen2nnx.suite.digests import digest_of
-from linen2nnx.suite.records import Bytecodes, Parity, Record, RecordError
+from linen2nnx.suite.records import AnyRecord, Kind, RecordError
 
-# What renews a record, followed by the name of a problem.
-RENEWED_BY = {
+# What renews a record, followed by the name of a problem; of another release it is
+# `linen2nnx check RELEASE ...`.
+RENEWED_BY: dict[Kind, str] = {
     "parity": "linen2nnx check --save --only",
     "cost": "linen2nnx bench --save",
     "bytecodes": "linen2nnx bench --bytecodes --save",
 }
 
-_OfRelease = TypeVar("_OfRelease", Parity, Bytecodes)
-
 
 def stale(results_folder: Path) -> list[str]:
-    """One line for each record that is stale or missing, with what renews it.
+    """One line for each kind of record that is stale or missing, with what renews it.
 
-    A problem is to have its parity and its bytecodes on a release, of which the newest
-    counts, and its cost on a CPU; on a GPU too if any problem has that.
+    A problem is to have its parity, its bytecodes and its cost on a CPU. What else
+    there is, on other releases and on a GPU, is to be of the code of now.
 
     Args:
         results_folder: with a file for each problem.
     """
-    lines, found = [], []
+    lines: list[str] = []
     for problem in catalog.problems():
         try:
-            found.append((problem, kept.load(problem, results_folder)))
+            results = kept.load(problem, results_folder)
         except RecordError as error:
             lines.append(str(error))
-    on_gpu = any(results.cost("gpu") for _, results in found)
-    for problem, results in found:
-        records: dict[str, Record | None] = {
-            "parity": _newest(results.parity()),
-            "cost on cpu": results.cost("cpu"),
-            "bytecodes": _newest(results.bytecodes()),
-        }
-        if on_gpu:
-            records["cost on gpu"] = results.cost("gpu")
-        lines += _lines(problem, records)
+            continue
+        lines += _lines(problem, "parity", "parity", results.parity())
+        for device in ("cpu", "gpu"):
+            cost = results.cost(device)
+            if device == "cpu" or cost is not None:
+                lines += _lines(problem, "cost", f"cost on {device}", [cost])
+        lines += _lines(problem, "bytecodes", "bytecodes", results.bytecodes())
     return lines
 
 
 def _lines(
-    problem: catalog.ProblemFiles, records: dict[str, Record | None]
+    problem: catalog.ProblemFiles,
+    kind: Kind,
+    name: str,
+    found: Sequence[AnyRecord | None],
 ) -> Iterator[str]:
-    for name, record in records.items():
-        kind = name.partition(" ")[0]
-        renew = f"`{RENEWED_BY[kind]} {problem.name}`"
-        if record is None:
-            yield f"{problem.name}: no {name} yet; {renew} measures it"
-        elif record.digest != digest_of(problem, kind):  # type: ignore[arg-type]
-            yield f"{problem.name}: {name} of other code; {renew} renews it"
-
-
-def _newest(records: Sequence[_OfRelease]) -> _OfRelease | None:
-    """The record of the newest flax, and of the newest jax with that."""
-
-    def versions(record: _OfRelease) -> tuple[Version, Version]:
-        return Version(record.environment["flax"]), Version(record.environment["jax"])
-
-    return max(records, key=versions, default=None)
+    records = [record for record in found if record is not None]
+    renew = f"`{RENEWED_BY[kind]} {problem.name}`"
+    if not records:
+        yield f"{problem.name}: no {name} yet; {renew} measures it"
+        return
+    now = digest_of(problem, kind)
+    old = {r.environment["flax"] for r in records if r.digest != now}
+    if old:
+        releases = ", ".join(sorted(old, key=Version))
+        on = "" if kind == "cost" else f" on flax {releases}"
+        yield f"{problem.name}: {name} of other code{on}; {renew} renews it"
