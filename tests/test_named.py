@@ -285,7 +285,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
 
 def test_the_code_on_the_page_runs(folder):
     first, *blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {"mapping": mapping, "nn": nn}
     exec("\n".join([first, "test_port()", *blocks]), names)
     assert names["report"].randomness == "same keys"
