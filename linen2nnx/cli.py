@@ -582,4 +582,10 @@ def _fail(message: str) -> NoReturn:
 def main() -> None:
     """Run the command; a request to end it ends its children too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app(prog_name="linen2nnx")
+    try:
+        app(prog_name="linen2nnx")
+    except SyntaxError as error:  # of a problem's file, which is read and not imported
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        where = f"{error.filename}:{error.lineno}"
+        console.print(f"linen2nnx: {where}: {error.msg}", style="red", markup=False)
+        sys.exit(2)

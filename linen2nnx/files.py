@@ -14,9 +14,14 @@ import platformdirs
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file in one step, so that no reader sees half of it.
 
+    What is no file, such as `/dev/stdout`, is written to as it is.
+
     Raises:
         OSError: if it cannot be written; nothing is left of it then.
     """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

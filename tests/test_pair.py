@@ -134,7 +134,7 @@ def test_an_edit_jit_and_checks_are_given_beside_it():
         ),
         (
             lambda: dataclasses.replace(DENSE, inputs=jnp.ones(3)),
-            "inputs is a ArrayImpl; it takes a list",
+            "inputs is Array.*; it takes a list",
         ),
         (
             lambda: assert_parity(DENSE, rename={"a": "b"}),
@@ -166,3 +166,69 @@ def test_the_names_that_the_package_exports():
         "variables",
         "nnx_model",
     ]
+
+
+def refuse(**changes):
+    return lambda: dataclasses.replace(DENSE, **changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (refuse(inputs=(5, 3)), TypeError, r"inputs is \(5, 3\); it takes a list"),
+        (
+            refuse(inputs=["float32[5,3]"]),
+            TypeError,
+            r"inputs\[0\] is 'float32\[5,3\]'",
+        ),
+        (refuse(inputs=[(0, 3)]), TypeError, r"inputs\[0\] is \(0, 3\); it takes"),
+        (refuse(rename="a"), TypeError, "rename is 'a'; it takes a dict"),
+        (refuse(nnx_kwargs=None), TypeError, "nnx_kwargs is None; it takes a dict"),
+        (refuse(linen_call="apply"), TypeError, "linen_call is 'apply'; it takes a f"),
+        (refuse(checkpoint=jnp.ones(3)), TypeError, "checkpoint is Array"),
+        (refuse(seed="a"), TypeError, "seed is 'a'; it takes a whole number"),
+        (refuse(mode="trees"), ValueError, "mode is 'trees'; it takes one of None, g"),
+        (refuse(randomness="x"), ValueError, "randomness is 'x'; it takes one of det"),
+        (
+            refuse(input_dtype=jnp.int32),
+            ValueError,
+            "random inputs are floating, not i",
+        ),
+        (
+            lambda: assert_parity(refuse(create=lambda rngs: None)()),
+            TypeError,
+            "create made a NoneType",
+        ),
+        (
+            lambda: assert_parity(DENSE, randomness="statistics"),
+            TypeError,
+            "the pair says itself what randomness are",
+        ),
+        (lambda: assert_parity(DENSE, jnp.ones(3)), TypeError, "what variables are"),
+        (lambda: assert_parity(DENSE, checks=[]), ValueError, "nothing is compared"),
+        (
+            lambda: assert_parity(DENSE, checks=["edit"]),
+            ValueError,
+            "nothing is compared without an edit",
+        ),
+    ],
+)
+def test_bad_input_is_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_flag_among_the_inputs_is_static():
+    class Flagged(nn.Module):
+        @nn.compact
+        def __call__(self, x, double):
+            return nn.Dense(2)(x) * (2 if double else 1)
+
+    pair = Pair(
+        Flagged(),
+        partial(nnx.Linear, 3, 2),
+        [(3,), True],
+        rename={"Dense_0/kernel": "kernel", "Dense_0/bias": "bias"},
+        nnx_call=lambda model, x, double: model(x) * (2 if double else 1),
+    )
+    assert_parity(pair, jit=True)

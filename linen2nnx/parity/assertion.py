@@ -162,13 +162,14 @@ def assert_parity(  # the first form is the second one of what the pair holds
     given = {
         "variables": variables,
         "nnx_model": nnx_model,
-        "inputs": inputs,
+        "inputs": inputs or None,
         "linen_kwargs": linen_kwargs,
         "nnx_kwargs": nnx_kwargs,
         "call": call,
         "rename": rename,
+        "randomness": None if randomness == "deterministic" else randomness,
     }
-    if double := [name for name, value in given.items() if value]:
+    if double := [name for name, value in given.items() if value is not None]:
         raise TypeError(f"the pair says itself what {', '.join(double)} are; got both")
     with in_mode(linen_module.mode):
         return _assert_parity(_Sides.of(linen_module), how)
@@ -223,7 +224,7 @@ def _values(sides: _Sides) -> tuple[Variables, nnx.Module]:
     try:
         return sides.values()
     except MappingError as error:
-        raise ParityError(f"structure: {error}") from error
+        raise ParityError(f"structure: {error}") from None
 
 
 def _assert_parity(sides: _Sides, how: _How) -> Report:
@@ -261,6 +262,13 @@ def _assert_parity(sides: _Sides, how: _How) -> Report:
         statistics=randomness == "statistics",
         returns_state=isinstance(sides.linen, nn.Module),
     )
+
+    if not comparison.checks:
+        raise ValueError(
+            f"checks is {[*checks]}, of which nothing is compared"
+            + (" without an edit" if how.edit is None else "")
+            + (" by statistics" if comparison.statistics else "")
+        )
 
     def report(**of_failure: Any) -> Report:
         return Report(

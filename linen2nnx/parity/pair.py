@@ -14,8 +14,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from linen2nnx import mapping
 from linen2nnx.leaves import Variables
-from linen2nnx.modes import Mode, in_mode
-from linen2nnx.parity.randomness import Randomness
+from linen2nnx.modes import MODES, Mode, in_mode
+from linen2nnx.parity.randomness import KINDS, Randomness
+from linen2nnx.parity.sides import Arguments
 from linen2nnx.parity.values import random_pair
 
 Shape = tuple[int, ...]
@@ -52,7 +53,8 @@ class Pair:
         input_dtype: of random inputs, if not `dtype`.
 
     Raises:
-        TypeError: if `create` is no function, or `inputs` no list of inputs.
+        TypeError: if an attribute is of another kind, such as a model as `create`.
+        ValueError: if `mode`, `randomness` or a dtype is none of those that there are.
 
     Example:
         >>> from functools import partial
@@ -84,10 +86,38 @@ class Pair:
                 f"create is a {type(self.create).__name__}; it takes a function that "
                 "makes the nnx model from rngs=, such as its class"
             )
-        if isinstance(self.inputs, Mapping) or not isinstance(self.inputs, Sequence):
-            raise TypeError(
-                f"inputs is a {type(self.inputs).__name__}; it takes a list, of a "
-                "shape or an array for each input"
+        takes = "it takes a list, of a shape or an array for each input"
+        if not isinstance(self.inputs, list | tuple) or is_shape(self.inputs):
+            raise TypeError(f"inputs is {self.inputs!r:.60}; {takes}")
+        for index, given in enumerate(self.inputs):
+            if isinstance(given, str) or (
+                is_shape(given) and min(given, default=1) < 1
+            ):
+                raise TypeError(f"inputs[{index}] is {given!r:.60}; {takes}")
+        fields: dict[str, tuple[Any, str]] = {
+            "rename": (Mapping | None, "a dict of Linen to nnx paths"),
+            "linen_kwargs": (Mapping, "a dict"),
+            "nnx_kwargs": (Mapping, "a dict"),
+            "linen_call": (Callable | None, "a function"),
+            "nnx_call": (Callable | None, "a function"),
+            "checkpoint": (Mapping | None, "a dict of collections"),
+            "seed": (int, "a whole number"),
+        }
+        for name, (kind, words) in fields.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise TypeError(f"{name} is {value!r:.60}; it takes {words}")
+        for name, choices in {
+            "mode": (None, *MODES),
+            "randomness": KINDS,
+        }.items():
+            if (value := getattr(self, name)) not in choices:
+                words = ", ".join(map(str, choices))
+                raise ValueError(f"{name} is {value!r}; it takes one of {words}")
+        dtype = self.input_dtype or self.dtype or jnp.float32
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"random inputs are floating, not {jnp.dtype(dtype)}; give others as "
+                "arrays in inputs"
             )
 
     @cached_property
@@ -109,10 +139,13 @@ class Pair:
             jax.ShapeDtypeStruct(given, jnp.float32) if is_shape(given) else given
             for given in inputs
         ]
-        init = self.linen.init
-        return jax.eval_shape(
-            lambda arrays: init(jax.random.key(0), *arrays, **self.linen_kwargs), arrays
-        )
+        arguments = Arguments(arrays, self.linen_kwargs)
+
+        def init(arrays: Any) -> Any:
+            args, kwargs = arguments.filled(arrays)
+            return self.linen.init(jax.random.key(0), *args, **kwargs)
+
+        return jax.eval_shape(init, arguments.arrays)
 
     @cached_property
     def abstract_model(self) -> nnx.Module:
@@ -122,7 +155,9 @@ class Pair:
 
     @cached_property
     def _values(self) -> tuple[Variables, Any, nnx.State]:
-        target = self.checkpoint or self.abstract_variables
+        target = self.checkpoint
+        if target is None:
+            target = self.abstract_variables
         variables, model = random_pair(
             target,
             self.abstract_model,
@@ -157,8 +192,18 @@ class Pair:
             return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
 
     def model_from(self, seed: int) -> nnx.Module:
-        """A new model with nnx's own initial values."""
-        return self.create(rngs=nnx.Rngs(seed))
+        """A new model with nnx's own initial values.
+
+        Raises:
+            TypeError: if `create` makes something else.
+        """
+        model = self.create(rngs=nnx.Rngs(seed))
+        if not isinstance(model, nnx.Module):
+            raise TypeError(
+                f"create made a {type(model).__name__}; it takes a function that makes "
+                "the nnx model from rngs="
+            )
+        return model
 
     def variables_of(self, model: nnx.Module) -> Variables:
         """The Linen variables that hold what a model holds."""

@@ -89,7 +89,7 @@ def _stamp(path: Path) -> int:
 
 @functools.cache
 def _parsed(path: Path, stamp: int) -> ast.Module:
-    return ast.parse(path.read_text())
+    return ast.parse(path.read_text("utf-8-sig"), str(path))
 
 
 @functools.cache
@@ -110,7 +110,7 @@ def _names(tree: ast.Module) -> Iterator[str]:
 @functools.cache
 def _code(path: Path, stamp: int, with_tests: bool) -> bytes:
     """A file as its syntax tree in text, without docstrings, or without tests too."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text("utf-8-sig"), str(path))
     tree.body = [
         node
         for node in tree.body

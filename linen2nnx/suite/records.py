@@ -168,6 +168,11 @@ class Record(msgspec.Struct, kw_only=True, tag_field="kind"):
     date: str
     command: str
 
+    def __post_init__(self) -> None:
+        """Refuse an environment that does not say which flax and jax it is."""
+        for name in ("flax", "jax"):
+            Version(self.environment.get(name, f"no {name} in the environment"))
+
 
 class Parity(Record, kw_only=True, tag="parity"):
     """What the parity tests of a problem showed, by mode of nnx."""
@@ -182,7 +187,8 @@ class Parity(Record, kw_only=True, tag="parity"):
     @property
     def holds(self) -> bool:
         """Whether the problem holds in every mode."""
-        return all(outcome.verdict == "holds" for outcome in self.modes.values())
+        outcomes = self.modes.values()
+        return bool(outcomes) and all(o.verdict == "holds" for o in outcomes)
 
 
 class Cost(Record, kw_only=True, tag="cost"):
@@ -311,7 +317,7 @@ def read(path: Path, content_type: type[_T]) -> _T:
         if (head.format, head.version) != (FORMAT, VERSION):
             raise RecordError(f"{path} holds no {FORMAT} of version {VERSION}")
         return msgspec.json.decode(content, type=content_type)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{path} holds no {FORMAT}: {error}") from error
 
 

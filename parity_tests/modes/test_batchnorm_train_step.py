@@ -191,6 +191,14 @@ def test_the_statistics_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize("side", [linen, nnx_side])
+def test_the_first_step_is_the_rate_times_the_gradient(side):
+    for rate in (0.5, 0.25):
+        tx, one = side.create_tx(rate), jnp.float32(1)
+        updates, _ = tx.update(one, tx.init(one))
+        assert updates == -rate
+
+
+@pytest.mark.parametrize("side", [linen, nnx_side])
 def test_a_learning_rate_has_one_transformation(side):
     """A step with another one, if equal, is compiled again."""
     assert side.create_tx(0.5) is side.create_tx(0.5)

@@ -265,6 +265,12 @@ def test_each_layer_has_its_own_initial_values_and_masks():
     assert model.layers.dropout.rngs.count[...].tolist() == [1] * 2
 
 
+def test_the_stack_drops_at_the_rate_that_it_is_given():
+    for rate in (0.25, 0.5):
+        stack = nnx_side.DropoutStack(2, 3, rate, rngs=nnx.Rngs(0))
+        assert stack.layers.dropout.rate == rate
+
+
 def test_linen_masks_differ_by_layer():
     """With a zero kernel, a block adds its mask times the bias of the norm."""
     pair = dropout_stack(2, 3, True)
