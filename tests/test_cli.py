@@ -108,3 +108,15 @@ def test_quick_answers_import_neither_jax_nor_flax(arguments):
         if seconds < 0.5:
             break
     assert 0 < seconds < 0.5
+
+
+def test_a_file_that_is_no_python_is_one_line(monkeypatch, capsys):
+    def fail(**_):
+        raise SyntaxError("invalid syntax", ("nnx_impl/state/p.py", 3, 1, "x ="))
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    expected = "linen2nnx: nnx_impl/state/p.py:3: invalid syntax\n"
+    assert capsys.readouterr().err == expected

@@ -118,3 +118,13 @@ def test_a_run_over_its_budget_fails(suite):
     assert "--budget warm: state/dear takes 0." in out
     status, out = run(suite, "-n0", "--budget", "cold")
     assert status == 0, out
+
+
+def test_tests_end_with_the_command_that_runs_them(tmp_path, monkeypatch):
+    writer = plugin._EventWriter(tmp_path / "events")
+    writer.pytest_runtest_logstart("a.py::test_a")
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(pytest.exit.Exception, match="has ended"):
+        writer.pytest_runtest_logstart("a.py::test_b")
+    writer.pytest_sessionfinish(3)
+    assert (tmp_path / "events").read_text().count("test_") == 1

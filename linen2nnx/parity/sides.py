@@ -115,7 +115,7 @@ def refuse_wrong_inputs(side: str, module: Any, arguments: Arguments) -> None:
         given = [f"{len(args)} inputs", *(f"{name}=" for name in kwargs)]
         raise TypeError(
             f"{side} {type(module).__name__} takes {signature} and got "
-            f"{', '.join(given)}: {error}"
+            f"{', '.join(given)}: {error}; its keyword inputs are {side.lower()}_kwargs"
         ) from None
 
 

@@ -195,6 +195,7 @@ def _is_ours(filename: str, root: Path) -> bool:
 class _EventWriter:
     def __init__(self, path: Path) -> None:
         self.file = path.open("w", buffering=1)
+        self.reader = os.getppid()
 
     def write(self, event: str, **content: Any) -> None:
         print(json.dumps({"event": event, **content}), file=self.file)
@@ -217,6 +218,8 @@ class _EventWriter:
             self.write("error", test=report.nodeid, message=_last_line(report))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if os.getppid() != self.reader:  # killed: nobody reads what happens here
+            pytest.exit("the command that runs these tests has ended", returncode=3)
         self.write("started", test=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
