@@ -215,7 +215,7 @@ def counted(**rows):
     return {
         f"state/{name}": Bytecodes(
             digest="",
-            environment={},
+            environment={"flax": "0.12.12", "jax": "0.12.0.1", "python": "3.12"},
             date="",
             command="",
             counts=[Count("jitted", "nnx.jit", "tree", 4, count)],
