@@ -61,7 +61,8 @@ def test_every_release_counts(current):
     put(P, parity(P, digest="", flax="0.12.13"), counts(P, digest="", flax="0.13.0"))
     put(P, parity(P, digest="", flax="0.9.0"))
     assert stale(current) == [
-        f"state/p: parity of other code on flax 0.9.0, 0.12.13; {PARITY} renews it",
+        "state/p: parity of other code on flax 0.9.0, 0.12.13; "
+        "`linen2nnx check 0.9.0 0.12.13 --save --only state/p` renews it",
         f"state/p: bytecodes of other code on flax 0.13.0; {BYTECODES} renews it",
     ]
 

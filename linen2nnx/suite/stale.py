@@ -9,9 +9,8 @@ from linen2nnx.suite import catalog, kept
 from linen2nnx.suite.digests import digest_of
 from linen2nnx.suite.records import AnyRecord, Kind, RecordError
 
-# What renews a record, followed by the name of a problem; of another release it is
-# `linen2nnx check RELEASE ...`.
-RENEWED_BY: dict[Kind, str] = {
+# What measures a record, followed by the name of a problem.
+MEASURED_BY: dict[Kind, str] = {
     "parity": "linen2nnx check --save --only",
     "cost": "linen2nnx bench --save",
     "bytecodes": "linen2nnx bench --bytecodes --save",
@@ -50,13 +49,16 @@ def _lines(
     found: Sequence[AnyRecord | None],
 ) -> Iterator[str]:
     records = [record for record in found if record is not None]
-    renew = f"`{RENEWED_BY[kind]} {problem.name}`"
+    renew = f"`{MEASURED_BY[kind]} {problem.name}`"
     if not records:
         yield f"{problem.name}: no {name} yet; {renew} measures it"
         return
     now = digest_of(problem, kind)
     old = {r.environment["flax"] for r in records if r.digest != now}
     if old:
-        releases = ", ".join(sorted(old, key=Version))
-        on = "" if kind == "cost" else f" on flax {releases}"
+        releases = sorted(old, key=Version)
+        on = "" if kind == "cost" else f" on flax {', '.join(releases)}"
+        if kind == "parity":
+            check = f"linen2nnx check {' '.join(releases)} --save --only"
+            renew = f"`{check} {problem.name}`"
         yield f"{problem.name}: {name} of other code{on}; {renew} renews it"
