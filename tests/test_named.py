@@ -91,14 +91,15 @@ ASKED = ["--input", "float32[5,4]"]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    """A folder with modules that a command names, and nothing of them left behind."""
     files = {"model_linen": LINEN, "model_nnx": PORT, "my_models": MODELS}
     for name, source in files.items():
         (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
     for name in files:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return tmp_path
+        sys.modules.pop(name, None)
 
 
 def run(linen, port, *options):
