@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Context
 from itertools import groupby
 from typing import TypeVar
 
@@ -60,7 +61,10 @@ def verdict(record: records.Parity | None) -> str:
         if outcome.verdict != "holds":
             return outcome.verdict
     largest = records.largest(o.largest_difference for o in record.modes.values())
-    return "exact" if largest == 0 else f"within {largest:.1g}"
+    if largest == 0:
+        return "exact"
+    bound = Context(prec=1, rounding=ROUND_CEILING).create_decimal_from_float(largest)
+    return f"within {float(bound):.1g}"
 
 
 def holds_on(page: Page) -> str:
